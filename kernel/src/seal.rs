@@ -1,0 +1,252 @@
+//! The protection of a shared inode, and which kind this host can enforce.
+
+use std::path::Path;
+
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+
+use crate::{Errno, File, Result, sys};
+
+/// A way to make content and metadata unwritable while names stay free.
+///
+/// The tag of each is kept on disk by the file system; whether it is enforced depends on the running
+/// kernel, which [`probe`] asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Seal {
+    /// No protection: guests must be trusted not to write in place.
+    None,
+    /// Immutable and link-invert, by the patched kernel.
+    Patch,
+    /// No-atime and sync attributes together (`chattr +A +S`), enforced by an eBPF program.
+    Bpf,
+    /// fs-verity: content only. Cannot be taken off again.
+    Verity,
+    /// Plain immutable: names cannot be unlinked, renamed or linked either.
+    Immutable,
+}
+
+/// The link-invert flag of the patched kernel on ext4: a bit that stock kernels and `e2fsck` preserve.
+const LINK_INVERT: u32 = 0x0800_0000;
+
+impl Seal {
+    /// Every seal, best first.
+    pub const ALL: [Self; 5] = [Self::Patch, Self::Bpf, Self::Verity, Self::Immutable, Self::None];
+
+    /// The word used in options, journals and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Patch => "patch",
+            Self::Bpf => "bpf",
+            Self::Verity => "verity",
+            Self::Immutable => "immutable",
+        }
+    }
+
+    /// The seal of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|seal| seal.name() == name)
+    }
+
+    /// Whether a sealed inode can still get new names and lose old ones. Where not, the executor lifts
+    /// the seal for the length of a batch.
+    pub fn leaves_names_free(self) -> bool {
+        self != Self::Immutable
+    }
+
+    /// Whether the seal can be taken off.
+    pub fn can_be_lifted(self) -> bool {
+        self != Self::Verity
+    }
+
+    fn flags(self) -> Option<IFlags> {
+        match self {
+            Self::None | Self::Verity => None,
+            Self::Patch => Some(IFlags::IMMUTABLE | IFlags::from_bits_retain(LINK_INVERT)),
+            Self::Bpf => Some(IFlags::NOATIME | IFlags::SYNC),
+            Self::Immutable => Some(IFlags::IMMUTABLE),
+        }
+    }
+
+    /// Whether the inode carries this seal's tag.
+    pub fn is_on(self, file: &File) -> Result<bool> {
+        match (self, self.flags()) {
+            (Self::Verity, _) => Ok(file.stat()?.verity),
+            (_, Some(flags)) => Ok(ioctl_getflags(file)?.contains(flags)),
+            (_, None) => Ok(true),
+        }
+    }
+}
+
+/// Puts the seal on: all its flags in one call, so that no crash leaves half of it.
+pub(crate) fn seal(file: &File, seal: Seal) -> Result<()> {
+    match (seal, seal.flags()) {
+        (Seal::Verity, _) => match sys::enable_verity(file) {
+            Err(Errno::EXIST) => Ok(()), // already on
+            other => other,
+        },
+        (_, Some(flags)) => change_flags(file, |now| now | flags),
+        (_, None) => Ok(()),
+    }
+}
+
+/// Takes the seal off. fs-verity cannot be: `EOPNOTSUPP`.
+pub(crate) fn unseal(file: &File, seal: Seal) -> Result<()> {
+    match (seal, seal.flags()) {
+        (Seal::Verity, _) => Err(Errno::OPNOTSUPP),
+        (_, Some(flags)) => change_flags(file, |now| now - flags),
+        (_, None) => Ok(()),
+    }
+}
+
+fn change_flags(file: &File, change: impl Fn(IFlags) -> IFlags) -> Result<()> {
+    let now = ioctl_getflags(file)?;
+    let wanted = change(now);
+    if wanted == now { Ok(()) } else { ioctl_setflags(file, wanted) }
+}
+
+/// What a host says of one seal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The kernel enforces it now.
+    Enforced,
+    /// The kernel or file system has no such thing.
+    Unsupported(String),
+    /// It exists, but not for this caller.
+    NotPermitted(String),
+    /// It exists and is not switched on.
+    Inactive(String),
+    /// It could not be found out.
+    Unknown(String),
+}
+
+/// One line of the probe's report.
+#[derive(Clone, Debug)]
+pub struct Offer {
+    /// The seal in question.
+    pub seal: Seal,
+    /// Whether it can be had.
+    pub verdict: Verdict,
+    /// What it does not protect against.
+    pub leaves_open: &'static str,
+    /// How to get it.
+    pub cure: &'static str,
+}
+
+impl Offer {
+    /// Whether the kernel enforces the seal now.
+    pub fn is_enforced(&self) -> bool {
+        self.verdict == Verdict::Enforced
+    }
+}
+
+/// Asks the running kernel about every seal, best first. `sample` is a regular file on the file system in
+/// question; it is not changed.
+pub fn probe(sample: &File) -> Vec<Offer> {
+    vec![
+        Offer {
+            seal: Seal::Patch,
+            verdict: probe_patch(),
+            leaves_open: "nothing",
+            cure: "boot a kernel with the link-invert patch",
+        },
+        Offer {
+            seal: Seal::Bpf,
+            verdict: probe_bpf(Path::new("/sys/kernel/security/lsm"), Path::new(PINNED_LINK_INVERT)),
+            leaves_open: "a boot without the program loaded",
+            cure: "boot with `bpf` among the active LSMs (lsm=...,bpf) and load the link-invert program",
+        },
+        Offer {
+            seal: Seal::Verity,
+            verdict: probe_verity(sample),
+            leaves_open: "mode, owner, times and extended attributes; cannot be undone in place",
+            cure: "use a kernel with CONFIG_FS_VERITY and a file system made with it (mkfs.ext4 -O verity)",
+        },
+        Offer {
+            seal: Seal::Immutable,
+            verdict: probe_immutable(sample),
+            leaves_open: "writers that had the file open before, on xfs and btrfs",
+            cure: "ask for it with --immutable; package upgrades inside guests will fail",
+        },
+    ]
+}
+
+/// Where the eBPF provider pins its link-invert programs.
+const PINNED_LINK_INVERT: &str = "/sys/fs/bpf/vserver/link_invert";
+
+fn probe_patch() -> Verdict {
+    match std::fs::read_to_string("/proc/self/status") {
+        Ok(status) if status.lines().any(|line| line.starts_with("s_context:")) => Verdict::Enforced,
+        Ok(_) => Verdict::Unsupported("this kernel does not have the link-invert patch".into()),
+        Err(error) => Verdict::Unknown(format!("/proc/self/status cannot be read: {error}")),
+    }
+}
+
+fn probe_bpf(lsm_list: &Path, pinned: &Path) -> Verdict {
+    let active = match std::fs::read_to_string(lsm_list) {
+        Ok(list) => list.trim().split(',').any(|name| name == "bpf"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Verdict::Unknown(
+                "the list of active LSMs cannot be read: securityfs is not mounted at /sys/kernel/security"
+                    .into(),
+            );
+        }
+        Err(error) => {
+            return Verdict::NotPermitted(format!("{} cannot be read: {error}", lsm_list.display()));
+        }
+    };
+    if !active {
+        return Verdict::Inactive("`bpf` is not among the active LSMs".into());
+    }
+    match pinned.try_exists() {
+        Ok(true) => Verdict::Enforced,
+        Ok(false) => Verdict::Inactive("`bpf` is an active LSM, but no link-invert program is loaded".into()),
+        Err(error) => Verdict::NotPermitted(format!("{} cannot be seen: {error}", pinned.display())),
+    }
+}
+
+fn probe_verity(sample: &File) -> Verdict {
+    match sys::measure_verity(sample) {
+        Ok(()) | Err(Errno::NODATA) => Verdict::Enforced,
+        Err(Errno::NOTTY) => Verdict::Unsupported("this kernel or file system has no fs-verity".into()),
+        Err(Errno::OPNOTSUPP) => {
+            Verdict::Unsupported("the file system was made without the verity feature".into())
+        }
+        Err(errno) => Verdict::Unknown(crate::explain(errno)),
+    }
+}
+
+fn probe_immutable(sample: &File) -> Verdict {
+    match ioctl_getflags(sample) {
+        Ok(_) => Verdict::Inactive("only when asked for".into()),
+        Err(Errno::NOTTY | Errno::OPNOTSUPP) => {
+            Verdict::Unsupported("the file system has no inode flags".into())
+        }
+        Err(errno) => Verdict::Unknown(crate::explain(errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bpf_needs_the_lsm_and_the_program() {
+        let place = tempfile::tempdir().unwrap();
+        let list = place.path().join("lsm");
+        assert!(matches!(probe_bpf(&list, place.path()), Verdict::Unknown(_)));
+        #[allow(clippy::disallowed_methods)] // a fixture outside any guest
+        std::fs::write(&list, "capability,yama\n").unwrap();
+        assert!(matches!(probe_bpf(&list, place.path()), Verdict::Inactive(_)));
+        #[allow(clippy::disallowed_methods)]
+        std::fs::write(&list, "capability,bpf\n").unwrap();
+        assert!(matches!(probe_bpf(&list, &place.path().join("none")), Verdict::Inactive(_)));
+        assert_eq!(probe_bpf(&list, place.path()), Verdict::Enforced);
+    }
+
+    #[test]
+    fn names_are_their_own_inverse() {
+        for seal in Seal::ALL {
+            assert_eq!(Seal::from_name(seal.name()), Some(seal));
+        }
+    }
+}

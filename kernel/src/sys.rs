@@ -1,0 +1,165 @@
+//! The only unsafe code of the project: system calls that rustix does not wrap.
+#![allow(unsafe_code)] // this module is the edge; each block states why it is sound
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use crate::{Errno, Result};
+
+// linux/fs.h, linux/fsverity.h: numbers and layouts are kernel ABI.
+const FS_IOC_FIEMAP: libc::c_ulong = 0xC020_660B;
+const FIDEDUPERANGE: libc::c_ulong = 0xC018_9436;
+const FS_IOC_ENABLE_VERITY: libc::c_ulong = 0x4080_6685;
+const FS_IOC_MEASURE_VERITY: libc::c_ulong = 0xC004_6686;
+const FS_IOC_SHUTDOWN: libc::c_ulong = 0x8004_587D;
+const SHUTDOWN_NOLOGFLUSH: u32 = 2;
+
+fn check(result: libc::c_int) -> Result<libc::c_int> {
+    if result < 0 { Err(last_errno()) } else { Ok(result) }
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+/// Runs an ioctl whose argument is a structure that the kernel reads and writes.
+fn ioctl<T>(fd: &impl AsFd, request: libc::c_ulong, argument: &mut T) -> Result<libc::c_int> {
+    // SAFETY: every caller pairs `request` with the `repr(C)` type the kernel defines for it, and the
+    // reference outlives the call.
+    check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, std::ptr::from_mut(argument)) })
+}
+
+/// `F_SETLEASE`: `F_RDLCK` takes a read lease, `F_UNLCK` gives it back.
+pub(crate) fn set_lease(fd: &impl AsFd, held: bool) -> Result<()> {
+    let kind = if held { libc::F_RDLCK } else { libc::F_UNLCK };
+    // SAFETY: F_SETLEASE takes an int; the descriptor is open.
+    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_SETLEASE, kind) }).map(drop)
+}
+
+/// Whether a read lease taken before has not been broken.
+pub(crate) fn has_read_lease(fd: &impl AsFd) -> bool {
+    // SAFETY: F_GETLEASE takes no argument; the descriptor is open.
+    unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_GETLEASE) == libc::F_RDLCK }
+}
+
+/// A broken lease is announced by SIGIO, whose default action would end the process.
+pub(crate) fn ignore_sigio() {
+    // SAFETY: SIG_IGN installs no handler that could run.
+    unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
+}
+
+/// Open-file-description lock over a whole file. `Ok(false)`: somebody else holds it.
+pub(crate) fn ofd_lock(fd: &impl AsFd, exclusive: bool) -> Result<bool> {
+    let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
+    let mut lock = whole_file(kind);
+    // SAFETY: F_OFD_SETLK takes a `struct flock` with l_pid 0.
+    match check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_OFD_SETLK, &raw mut lock) }) {
+        Ok(_) => Ok(true),
+        Err(Errno::AGAIN | Errno::ACCESS) => Ok(false),
+        Err(other) => Err(other),
+    }
+}
+
+fn whole_file(kind: libc::c_int) -> libc::flock {
+    libc::flock { l_type: kind as _, l_whence: libc::SEEK_SET as _, l_start: 0, l_len: 0, l_pid: 0 }
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct FiemapOne {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+    logical: u64,
+    physical: u64,
+    extent_length: u64,
+    extent_reserved64: [u64; 2],
+    extent_flags: u32,
+    extent_reserved: [u32; 3],
+}
+
+/// The first extent of a file: (physical byte offset, length), or none for a file without blocks.
+pub(crate) fn first_extent(fd: &impl AsFd) -> Result<Option<(u64, u64)>> {
+    let mut map = FiemapOne { length: u64::MAX, extent_count: 1, ..FiemapOne::default() };
+    ioctl(fd, FS_IOC_FIEMAP, &mut map)?;
+    Ok((map.mapped_extents > 0).then_some((map.physical, map.extent_length)))
+}
+
+#[repr(C)]
+struct DedupeOne {
+    src_offset: u64,
+    src_length: u64,
+    dest_count: u16,
+    reserved1: u16,
+    reserved2: u32,
+    dest_fd: i64,
+    dest_offset: u64,
+    bytes_deduped: u64,
+    status: i32,
+    reserved: u32,
+}
+
+/// `FIDEDUPERANGE` of one range: the kernel compares the bytes and shares the extents if they are equal.
+/// Returns the bytes shared, 0 when the contents differ.
+pub(crate) fn dedupe(src: &impl AsFd, dst: &impl AsFd, offset: u64, length: u64) -> Result<u64> {
+    let mut range = DedupeOne {
+        src_offset: offset,
+        src_length: length,
+        dest_count: 1,
+        reserved1: 0,
+        reserved2: 0,
+        dest_fd: i64::from(dst.as_fd().as_raw_fd()),
+        dest_offset: offset,
+        bytes_deduped: 0,
+        status: 0,
+        reserved: 0,
+    };
+    ioctl(src, FIDEDUPERANGE, &mut range)?;
+    match range.status {
+        0 => Ok(range.bytes_deduped),
+        status if status > 0 => Ok(0), // FILE_DEDUPE_RANGE_DIFFERS
+        status => Err(Errno::from_raw_os_error(-status)),
+    }
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct VerityEnable {
+    version: u32,
+    hash_algorithm: u32,
+    block_size: u32,
+    salt_size: u32,
+    salt_ptr: u64,
+    sig_size: u32,
+    reserved1: u32,
+    sig_ptr: u64,
+    reserved2: [u64; 11],
+}
+
+/// Makes a file's content unwritable for ever (fs-verity, SHA-256, 4 KiB blocks).
+pub(crate) fn enable_verity(fd: &impl AsFd) -> Result<()> {
+    let mut how = VerityEnable { version: 1, hash_algorithm: 1, block_size: 4096, ..VerityEnable::default() };
+    ioctl(fd, FS_IOC_ENABLE_VERITY, &mut how).map(drop)
+}
+
+#[repr(C)]
+struct VerityDigest {
+    algorithm: u16,
+    size: u16,
+    digest: [u8; 64],
+}
+
+/// Whether a file has fs-verity; the errno tells "not this file" (`ENODATA`) from "not this file
+/// system" (`EOPNOTSUPP`) and "not this kernel" (`ENOTTY`).
+pub(crate) fn measure_verity(fd: &impl AsFd) -> Result<()> {
+    let mut digest = VerityDigest { algorithm: 0, size: 64, digest: [0; 64] };
+    ioctl(fd, FS_IOC_MEASURE_VERITY, &mut digest).map(drop)
+}
+
+/// `FS_IOC_SHUTDOWN` with `NOLOGFLUSH`.
+pub(crate) fn shutdown_without_log_flush(fd: &impl AsFd) -> Result<()> {
+    let mut how = SHUTDOWN_NOLOGFLUSH;
+    ioctl(fd, FS_IOC_SHUTDOWN, &mut how).map(drop)
+}

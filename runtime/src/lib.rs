@@ -1,0 +1,1 @@
+//! The launcher and the tools around running guests. Comes with later work. It must not link `SQLite`.

@@ -1,0 +1,1 @@
+//! Reading and moving guests: inventory, archives, migration, space, integrity. Comes with later work.
