@@ -1,0 +1,473 @@
+//! What earlier runs found, so that the next one need not look again.
+//!
+//! A cache: every row can be found again by walking the guests, and nothing here proves a content (law 2).
+//! It is read once into flat arrays and written back in one transaction. A damaged index is an empty one.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, params};
+
+use crate::journal::{in_database, open_for_reading};
+use crate::wire::{Reader, Writer};
+use crate::{ObjectId, Result, Store};
+
+/// Version of rows and tables, kept in `user_version`. Another version is an empty index.
+const SCHEMA: i64 = 1;
+
+/// Rows are kept in pieces of this many bytes, far below `SQLite`'s limit for one value.
+const PIECE: usize = 16 << 20;
+
+/// No number: a file without a digest, a directory that was not read.
+pub const NONE: u32 = u32::MAX;
+
+/// A directory of a guest. Its subdirectories and files stand in one piece each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirRow {
+    /// Inode number.
+    pub ino: u64,
+    /// Change time in nanoseconds, or [`DirRow::UNSETTLED`].
+    pub ctime: i64,
+    /// Where its name begins in [`Census::names`].
+    pub name: u32,
+    /// Row of the directory it is in; its own for the root.
+    pub parent: u32,
+    /// First row of its subdirectories.
+    pub first_dir: u32,
+    /// How many there are.
+    pub dirs: u32,
+    /// First row of its files.
+    pub first_file: u32,
+    /// How many there are.
+    pub files: u32,
+    /// Names in it that are objects.
+    pub unified: u32,
+    /// Names in it that are private whatever becomes of the inode: by policy or by type.
+    pub fixed: u32,
+}
+
+/// A regular file of a guest that is not an object and might become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileRow {
+    /// Inode number.
+    pub ino: u64,
+    /// Change time in nanoseconds.
+    pub ctime: i64,
+    /// Size in bytes.
+    pub size: u64,
+    /// [`crate::identity::class`] of its metadata.
+    pub class: u64,
+    /// Where its name begins in [`Census::names`].
+    pub name: u32,
+    /// Row of the directory it is in.
+    pub dir: u32,
+    /// Index into [`Census::ids`], or [`NONE`].
+    pub id: u32,
+    /// Number of names of the inode, as far as 16 bits go.
+    pub nlink: u16,
+    /// Why it is private as it stands: the walker's code, 0 for a candidate.
+    pub state: u8,
+}
+
+impl DirRow {
+    /// The change time of a directory that changed so lately that it may have changed again unseen.
+    pub const UNSETTLED: i64 = i64::MIN;
+
+    const BYTES: usize = 48;
+
+    fn put(&self, out: &mut Writer) {
+        out.u64(self.ino);
+        out.i64(self.ctime);
+        let rest = [
+            self.name,
+            self.parent,
+            self.first_dir,
+            self.dirs,
+            self.first_file,
+            self.files,
+            self.unified,
+            self.fixed,
+        ];
+        rest.into_iter().for_each(|value| out.u32(value));
+    }
+
+    fn get(input: &mut Reader<'_>) -> Option<Self> {
+        Some(Self {
+            ino: input.u64()?,
+            ctime: input.i64()?,
+            name: input.u32()?,
+            parent: input.u32()?,
+            first_dir: input.u32()?,
+            dirs: input.u32()?,
+            first_file: input.u32()?,
+            files: input.u32()?,
+            unified: input.u32()?,
+            fixed: input.u32()?,
+        })
+    }
+}
+
+impl FileRow {
+    const BYTES: usize = 48;
+
+    fn put(&self, out: &mut Writer) {
+        out.u64(self.ino);
+        out.i64(self.ctime);
+        out.u64(self.size);
+        out.u64(self.class);
+        [self.name, self.dir, self.id].into_iter().for_each(|value| out.u32(value));
+        out.u32(u32::from(self.nlink) << 8 | u32::from(self.state));
+    }
+
+    fn get(input: &mut Reader<'_>) -> Option<Self> {
+        let row = Self {
+            ino: input.u64()?,
+            ctime: input.i64()?,
+            size: input.u64()?,
+            class: input.u64()?,
+            name: input.u32()?,
+            dir: input.u32()?,
+            id: input.u32()?,
+            nlink: 0,
+            state: 0,
+        };
+        let last = input.u32()?;
+        Some(Self { nlink: (last >> 8) as u16, state: last as u8, ..row })
+    }
+}
+
+/// What is known of one guest: its directories and those of its files that are not objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// What the classification depended on besides the tree: policy and package databases.
+    pub fingerprint: u64,
+    /// Row 0 is the root.
+    pub dirs: Vec<DirRow>,
+    /// Grouped by directory.
+    pub files: Vec<FileRow>,
+    /// Names, each behind its length in one byte (a name has 255 bytes at most).
+    pub names: Vec<u8>,
+    /// Identities that were computed, referred to by [`FileRow::id`].
+    pub ids: Vec<ObjectId>,
+}
+
+impl Census {
+    /// Adds a name and returns where it begins.
+    pub fn add_name(&mut self, name: &[u8]) -> u32 {
+        let at = self.names.len() as u32;
+        self.names.push(name.len().min(255) as u8);
+        self.names.extend_from_slice(&name[..name.len().min(255)]);
+        at
+    }
+
+    /// The name that begins at `at`.
+    pub fn name(&self, at: u32) -> &[u8] {
+        let at = at as usize;
+        let length = usize::from(self.names[at]);
+        &self.names[at + 1..at + 1 + length]
+    }
+
+    /// The path of a directory within the guest, empty for the root.
+    pub fn dir_path(&self, dir: u32) -> Vec<u8> {
+        let mut parts = Vec::new();
+        let mut row = dir;
+        while row != 0 {
+            let dir = &self.dirs[row as usize];
+            parts.push(self.name(dir.name));
+            row = dir.parent;
+        }
+        parts.reverse();
+        parts.join(&b'/')
+    }
+
+    /// The rows of a directory's subdirectories.
+    pub fn subdirs(&self, dir: u32) -> std::ops::Range<u32> {
+        let row = &self.dirs[dir as usize];
+        row.first_dir..row.first_dir + row.dirs
+    }
+
+    /// The rows of a directory's files.
+    pub fn files_in(&self, dir: u32) -> &[FileRow] {
+        let row = &self.dirs[dir as usize];
+        &self.files[row.first_file as usize..(row.first_file + row.files) as usize]
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let rows = self.dirs.len() * DirRow::BYTES + self.files.len() * FileRow::BYTES;
+        let mut out = Writer(Vec::with_capacity(rows + self.names.len() + self.ids.len() * 32 + 24));
+        out.u64(self.fingerprint);
+        out.u32(self.dirs.len() as u32);
+        self.dirs.iter().for_each(|row| row.put(&mut out));
+        out.u32(self.files.len() as u32);
+        self.files.iter().for_each(|row| row.put(&mut out));
+        out.bytes(&self.names);
+        out.u32(self.ids.len() as u32);
+        self.ids.iter().for_each(|id| out.raw(&id.0));
+        out.0
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut input = Reader(bytes);
+        let fingerprint = input.u64()?;
+        let dirs: Vec<_> =
+            (0..input.count(DirRow::BYTES)?).map(|_| DirRow::get(&mut input)).collect::<Option<_>>()?;
+        let files: Vec<_> =
+            (0..input.count(FileRow::BYTES)?).map(|_| FileRow::get(&mut input)).collect::<Option<_>>()?;
+        let names = input.bytes()?.to_vec();
+        let ids = (0..input.count(32)?).map(|_| input.array().map(ObjectId)).collect::<Option<_>>()?;
+        let census = Self { fingerprint, dirs, files, names, ids };
+        (input.0.is_empty() && census.is_sound()).then_some(census)
+    }
+
+    /// Whether every reference leads somewhere and every chain of parents ends: a damaged index must not
+    /// make a run panic or turn in circles.
+    fn is_sound(&self) -> bool {
+        let name_fits = |at: u32| {
+            self.names.get(at as usize).is_some_and(|&n| at as usize + usize::from(n) < self.names.len())
+        };
+        let within = |first: u32, count: u32, len: usize| (u64::from(first) + u64::from(count)) <= len as u64;
+        let dir_is_sound = |(at, row): (usize, &DirRow)| {
+            name_fits(row.name)
+                && (row.parent as usize) < at.max(1)
+                && within(row.first_dir, row.dirs, self.dirs.len())
+                && (row.dirs == 0 || row.first_dir as usize > at)
+                && within(row.first_file, row.files, self.files.len())
+        };
+        !self.dirs.is_empty()
+            && self.dirs.iter().enumerate().all(dir_is_sound)
+            && self.files.iter().all(|row| {
+                name_fits(row.name)
+                    && (row.dir as usize) < self.dirs.len()
+                    && (row.id == NONE || (row.id as usize) < self.ids.len())
+            })
+    }
+}
+
+/// An object as it looked when it was last checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ObjectRow {
+    /// Inode number.
+    pub ino: u64,
+    /// [`crate::identity::class`] of its metadata.
+    pub class: u64,
+}
+
+/// An open index.
+pub struct Index {
+    db: Connection,
+    path: PathBuf,
+}
+
+impl Index {
+    /// Opens the index of a store for writing. One that is missing, damaged or of another version is made
+    /// anew.
+    pub fn open(store: &Store) -> Result<Self> {
+        let path = store.path().join("index.db");
+        let open = || -> rusqlite::Result<Connection> {
+            let db = Connection::open(&path)?;
+            set_up(&db)?;
+            Ok(db)
+        };
+        let db = if let Ok(db) = open() {
+            db
+        } else {
+            discard(store)?;
+            open().map_err(in_database(&path))?
+        };
+        Ok(Self { db, path })
+    }
+
+    /// Opens the index of a store for reading; none if there is none that can be used.
+    pub fn open_read_only(store: &Store) -> Option<Self> {
+        let path = store.path().join("index.db");
+        let db = path.exists().then(|| open_for_reading(&path))?.ok()?;
+        let version: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0)).ok()?;
+        (version == SCHEMA).then_some(Self { db, path })
+    }
+
+    /// What is known of a guest, by its path relative to the store's base.
+    pub fn census(&self, guest: &Path) -> Option<Census> {
+        Census::decode(&self.pieces(guest.as_os_str().as_bytes())?)
+    }
+
+    /// The guests something is known of.
+    pub fn guests(&self) -> Result<Vec<PathBuf>> {
+        let sql = "SELECT DISTINCT guest FROM piece WHERE guest != x'' ORDER BY guest";
+        let read = || -> rusqlite::Result<Vec<Vec<u8>>> {
+            self.db.prepare(sql)?.query_map([], |row| row.get(0))?.collect()
+        };
+        let names = read().map_err(in_database(&self.path))?;
+        Ok(names.into_iter().map(|name| PathBuf::from(std::ffi::OsStr::from_bytes(&name))).collect())
+    }
+
+    /// The objects as they were last seen, by inode number.
+    pub fn objects(&self) -> Vec<ObjectRow> {
+        let rows = self.pieces(b"").unwrap_or_default();
+        let mut input = Reader(&rows);
+        let row = || Some(ObjectRow { ino: input.u64()?, class: input.u64()? });
+        std::iter::from_fn(row).collect()
+    }
+
+    fn pieces(&self, key: &[u8]) -> Option<Vec<u8>> {
+        let mut query = self.db.prepare("SELECT data FROM piece WHERE guest = ? ORDER BY seq").ok()?;
+        let mut rows = query.query(params![key]).ok()?;
+        let mut whole = Vec::new();
+        while let Some(row) = rows.next().ok()? {
+            whole.extend_from_slice(row.get_ref(0).ok()?.as_blob().ok()?);
+        }
+        (!whole.is_empty()).then_some(whole)
+    }
+
+    /// Replaces what is known: of the guests given (`None` forgets one) and of the objects.
+    pub fn store(&mut self, guests: &[(PathBuf, Option<&Census>)], objects: &[ObjectRow]) -> Result<()> {
+        let mut write = || -> rusqlite::Result<()> {
+            let transaction = self.db.transaction()?;
+            for (guest, census) in guests {
+                let key = guest.as_os_str().as_bytes();
+                put_pieces(&transaction, key, &census.map(Census::encode).unwrap_or_default())?;
+            }
+            let mut rows = Writer(Vec::with_capacity(objects.len() * 16));
+            for object in objects {
+                rows.u64(object.ino);
+                rows.u64(object.class);
+            }
+            put_pieces(&transaction, b"", &rows.0)?;
+            transaction.commit()
+        };
+        write().map_err(in_database(&self.path))
+    }
+}
+
+/// Takes the index away. The next run finds everything again.
+pub fn discard(store: &Store) -> Result<()> {
+    use kernel::{At, Errno, Fs, Real};
+    for name in ["index.db", "index.db-wal", "index.db-shm"] {
+        match Real.unlink(At::new(store.dir(), name.as_bytes())) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(crate::Error::at("remove", store.path().join(name))(errno)),
+        }
+    }
+    Ok(())
+}
+
+fn set_up(db: &Connection) -> rusqlite::Result<()> {
+    db.pragma_update(None, "journal_mode", "WAL")?;
+    db.pragma_update(None, "synchronous", "NORMAL")?;
+    let version: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if version == SCHEMA {
+        return Ok(());
+    }
+    db.execute_batch(&format!(
+        "BEGIN;
+         DROP TABLE IF EXISTS piece;
+         CREATE TABLE piece (guest BLOB NOT NULL, seq INTEGER NOT NULL, data BLOB NOT NULL,
+                             PRIMARY KEY (guest, seq)) STRICT;
+         PRAGMA user_version = {SCHEMA};
+         COMMIT;"
+    ))
+}
+
+fn put_pieces(db: &Connection, key: &[u8], whole: &[u8]) -> rusqlite::Result<()> {
+    db.execute("DELETE FROM piece WHERE guest = ?", params![key])?;
+    let mut insert = db.prepare_cached("INSERT INTO piece (guest, seq, data) VALUES (?, ?, ?)")?;
+    for (seq, piece) in whole.chunks(PIECE).enumerate() {
+        insert.execute(params![key, seq, piece])?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Access, IdentityPolicy};
+
+    fn sample() -> Census {
+        let mut census = Census { fingerprint: 9, ids: vec![ObjectId([3; 32])], ..Census::default() };
+        let [root, usr, file] = [b"".as_slice(), b"usr", b"bash\xff"].map(|name| census.add_name(name));
+        let dir = |ino, name, parent, first_dir, dirs| DirRow {
+            ino,
+            ctime: -1,
+            name,
+            parent,
+            first_dir,
+            dirs,
+            first_file: 0,
+            files: dirs ^ 1,
+            unified: 4,
+            fixed: 5,
+        };
+        census.dirs = vec![dir(2, root, 0, 1, 1), dir(3, usr, 0, 0, 0)];
+        census.files = vec![FileRow {
+            ino: 11,
+            ctime: 12,
+            size: 13,
+            class: 14,
+            name: file,
+            dir: 1,
+            id: 0,
+            nlink: 1,
+            state: 7,
+        }];
+        census
+    }
+
+    fn with_store(test: impl FnOnce(&Store)) {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().canonicalize().unwrap().join(".store");
+        Store::create(&kernel::Real, &path, IdentityPolicy::Full).unwrap();
+        test(&Store::open(&kernel::Real, &path, Access::Write, None).unwrap());
+    }
+
+    #[test]
+    fn rows_come_back_as_they_were() {
+        with_store(|store| {
+            let objects = [ObjectRow { ino: 1, class: 2 }, ObjectRow { ino: 3, class: 4 }];
+            let mut index = Index::open(store).unwrap();
+            index.store(&[("web1".into(), Some(&sample()))], &objects).unwrap();
+            drop(index);
+            let index = Index::open_read_only(store).unwrap();
+            assert_eq!(index.census(Path::new("web1")), Some(sample()));
+            assert_eq!(index.census(Path::new("web2")), None);
+            assert_eq!(index.guests().unwrap(), [PathBuf::from("web1")]);
+            assert_eq!(index.objects(), objects);
+            let mut index = Index::open(store).unwrap();
+            index.store(&[("web1".into(), None)], &objects).unwrap();
+            assert_eq!(index.census(Path::new("web1")), None);
+        });
+    }
+
+    #[test]
+    fn paths_are_made_of_names() {
+        let census = sample();
+        assert_eq!(census.dir_path(0), b"");
+        assert_eq!(census.dir_path(1), b"usr");
+        assert_eq!(census.name(census.files_in(1)[0].name), b"bash\xff");
+    }
+
+    #[test]
+    fn damaged_rows_are_refused_and_never_panic() {
+        let good = sample().encode();
+        for (at, bit) in (0..good.len()).flat_map(|at| (0..8).map(move |bit| (at, bit))) {
+            let mut bad = good.clone();
+            bad[at] ^= 1 << bit;
+            if let Some(census) = Census::decode(&bad) {
+                for dir in 0..census.dirs.len() as u32 {
+                    census.dir_path(dir);
+                    census.files_in(dir);
+                    census.subdirs(dir);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_index_is_an_empty_one() {
+        with_store(|store| {
+            drop(Index::open(store).unwrap());
+            #[allow(clippy::disallowed_methods)] // breaking the index is the test
+            std::fs::write(store.path().join("index.db"), [b'x'; 8192]).unwrap();
+            assert!(Index::open_read_only(store).is_none());
+            assert_eq!(Index::open(store).unwrap().objects(), []);
+        });
+    }
+}
