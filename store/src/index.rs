@@ -151,20 +151,30 @@ pub struct Census {
     pub ids: Vec<ObjectId>,
 }
 
+/// Appends a name, at most 255 bytes long, to names kept as [`Census::names`] are; returns where it begins.
+pub fn add_name(names: &mut Vec<u8>, name: &[u8]) -> u32 {
+    let (at, length) = (names.len() as u32, name.len().min(255));
+    names.push(length as u8);
+    names.extend_from_slice(&name[..length]);
+    at
+}
+
+/// The name that begins at `at` in names kept as [`Census::names`] are.
+pub fn name_at(names: &[u8], at: u32) -> &[u8] {
+    let at = at as usize;
+    let length = usize::from(names[at]);
+    &names[at + 1..at + 1 + length]
+}
+
 impl Census {
     /// Adds a name and returns where it begins.
     pub fn add_name(&mut self, name: &[u8]) -> u32 {
-        let at = self.names.len() as u32;
-        self.names.push(name.len().min(255) as u8);
-        self.names.extend_from_slice(&name[..name.len().min(255)]);
-        at
+        add_name(&mut self.names, name)
     }
 
     /// The name that begins at `at`.
     pub fn name(&self, at: u32) -> &[u8] {
-        let at = at as usize;
-        let length = usize::from(self.names[at]);
-        &self.names[at + 1..at + 1 + length]
+        name_at(&self.names, at)
     }
 
     /// The path of a directory within the guest, empty for the root.

@@ -1,0 +1,105 @@
+//! Reading files: under a lease, once.
+
+use kernel::{Dir, File, ReadLease, Stat, Time};
+use store::identity::{content_digest, content_hasher, object_id};
+use store::{IdentityPolicy, ObjectId};
+
+use crate::notes::{Skip, Surroundings};
+use crate::walk::TICK_NANOS;
+
+/// Read in pieces that stay in the second level cache.
+const PIECE: usize = 128 * 1024;
+
+/// From this size on, one file is worth several threads: pieces of this size are hashed by all.
+const LARGE: u64 = 16 << 20;
+
+/// Bigger files that are mostly holes are left alone: reading nothing takes as long as reading something.
+const SPARSE: u64 = 1 << 30;
+
+thread_local! {
+    static BUFFER: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// A file as it was when its content was proven.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Proof {
+    pub(crate) id: ObjectId,
+    pub(crate) stat: Stat,
+}
+
+/// Computes the identity of a file that nobody can write meanwhile (law 2).
+///
+/// `expected` is the inode and change time the file was seen with. Whoever later finds the same stamp under
+/// a new lease may rely on the identity: a write after this would have left a later change time, for any
+/// mapping made after this lease must fault on its first store. That needs a change time that is over; a
+/// younger one is `Changed`.
+pub(crate) fn prove(
+    around: &Surroundings<'_>,
+    dir: &Dir,
+    name: &[u8],
+    identity: IdentityPolicy,
+    expected: (u64, i64),
+) -> Result<Proof, Skip> {
+    let file = dir.open_any(name).map_err(Skip::from_errno)?;
+    let lease = ReadLease::take(&file).map_err(Skip::from_errno)?;
+    let now = Time::now().to_nanos();
+    let stat = file.stat().map_err(Skip::from_errno)?;
+    if (stat.ino, stat.ctime.to_nanos()) != expected || stat.ctime.to_nanos() > now - TICK_NANOS {
+        return Err(Skip::Changed);
+    }
+    let id = identify(around, &file, &stat, identity)?;
+    if lease.held() { Ok(Proof { id, stat }) } else { Err(Skip::Busy) }
+}
+
+/// The identity of an open file as its metadata and bytes are now.
+pub(crate) fn identify(
+    around: &Surroundings<'_>,
+    file: &File,
+    stat: &Stat,
+    identity: IdentityPolicy,
+) -> Result<ObjectId, Skip> {
+    if stat.size > SPARSE && stat.allocated() < stat.size / 16 {
+        return Err(Skip::Sparse);
+    }
+    let xattrs = file.xattrs().map_err(Skip::from_errno)?;
+    // Taken, not borrowed: while a large file is hashed by all threads, this one may begin another.
+    let mut buffer = BUFFER.take();
+    let hasher = read(around, file, stat.size, &mut buffer);
+    buffer.truncate(PIECE);
+    buffer.shrink_to(PIECE);
+    BUFFER.set(buffer);
+    let hasher = hasher?;
+    Ok(object_id(identity, stat, &xattrs, &content_digest(&hasher)))
+}
+
+fn read(
+    around: &Surroundings<'_>,
+    file: &File,
+    size: u64,
+    buffer: &mut Vec<u8>,
+) -> Result<blake3::Hasher, Skip> {
+    let mut hasher = content_hasher();
+    let piece = if size >= LARGE { LARGE as usize } else { PIECE };
+    if buffer.len() < piece {
+        buffer.resize(piece, 0);
+    }
+    if size >= LARGE {
+        file.advise_sequential();
+    }
+    let mut at = 0;
+    while at < size {
+        let want = piece.min(usize::try_from(size - at).unwrap_or(piece));
+        let count = file.read_at(&mut buffer[..want], at).map_err(Skip::from_errno)?;
+        if count < want || around.stopping() {
+            return Err(Skip::Changed); // shorter than it said it was
+        }
+        if size >= LARGE {
+            hasher.update_rayon(&buffer[..count]);
+        } else {
+            hasher.update(&buffer[..count]);
+        }
+        around.observer.advance(count as u64);
+        at += count as u64;
+    }
+    Ok(hasher)
+}

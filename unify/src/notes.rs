@@ -1,0 +1,166 @@
+//! What happens to single files in a run: counted always, listed as far as a reader can use it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use kernel::Errno;
+
+/// How many single problems of one kind are kept for the report; the rest are counted.
+const KEPT: usize = 1000;
+
+/// Why a file was left as it was, though policy lets us share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Skip {
+    /// Open or mapped for writing.
+    Busy,
+    /// Changed since it was read, or so lately that it may have changed again unseen.
+    Changed,
+    /// The name is gone, or a directory above it.
+    Vanished,
+    /// Some of its names are outside the guests at hand.
+    LinkedOutside,
+    /// Shared already and the guest has replaced it since.
+    NotOurs,
+    /// Huge and nearly all holes: nothing to save, long to read.
+    Sparse,
+    /// A path of more than 64 KiB, or a symbolic link or mount where a directory was.
+    OutOfReach,
+    /// The kernel refused.
+    Failed(Errno),
+}
+
+impl Skip {
+    /// What the kernel's answer to a call on a guest's file means for that file.
+    pub fn from_errno(errno: Errno) -> Self {
+        match errno {
+            Errno::NOENT | Errno::STALE => Self::Vanished,
+            Errno::AGAIN | Errno::TXTBSY => Self::Busy,
+            // The file or a directory above it became something else meanwhile.
+            Errno::NOTDIR | Errno::ISDIR | Errno::INVAL | Errno::NXIO => Self::Vanished,
+            Errno::LOOP | Errno::XDEV | Errno::NAMETOOLONG => Self::OutOfReach,
+            other => Self::Failed(other),
+        }
+    }
+
+    /// Whether the run counts as partly done because of it. What a live guest does to its own files is no
+    /// failure of ours.
+    pub fn is_failure(self) -> bool {
+        matches!(self, Self::Failed(_))
+    }
+
+    /// The stable short name in JSON and summaries.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Busy => "busy",
+            Self::Changed => "changed",
+            Self::Vanished => "vanished",
+            Self::LinkedOutside => "linked-outside",
+            Self::NotOurs => "replaced",
+            Self::Sparse => "sparse",
+            Self::OutOfReach => "out-of-reach",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Busy => f.write_str("open for writing: tried again in the next run"),
+            Self::Changed => f.write_str("changed during the run: tried again in the next run"),
+            Self::Vanished => f.write_str("vanished while the guest was looked at"),
+            Self::LinkedOutside => {
+                f.write_str("has hard links that must stay private or are outside the guests at hand")
+            }
+            Self::NotOurs => f.write_str("replaced by the guest since it was shared"),
+            Self::Sparse => f.write_str("nearly all holes: nothing to save"),
+            Self::OutOfReach => f.write_str("the path is too long, or a link or mount is in the way"),
+            Self::Failed(errno) => f.write_str(&kernel::explain(*errno)),
+        }
+    }
+}
+
+/// A file that was left as it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// The guest, as the store knows it.
+    pub guest: PathBuf,
+    /// The path within the guest.
+    pub path: PathBuf,
+    /// Why.
+    pub why: Skip,
+}
+
+/// Collects from many threads.
+#[derive(Debug, Default)]
+pub struct Notes {
+    skipped: Mutex<(BTreeMap<&'static str, u64>, Vec<Skipped>)>,
+}
+
+impl Notes {
+    /// Notes a file that was left as it was.
+    pub fn skip(&self, guest: &Path, path: PathBuf, why: Skip) {
+        let mut notes = self.skipped.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let count = notes.0.entry(why.name()).or_default();
+        *count += 1;
+        if *count <= KEPT as u64 {
+            notes.1.push(Skipped { guest: guest.to_path_buf(), path, why });
+        }
+    }
+
+    /// Counts by short name, and the first of each kind.
+    pub fn into_parts(self) -> (BTreeMap<&'static str, u64>, Vec<Skipped>) {
+        self.skipped.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Hears how far a run is. Called from many threads, often: must be cheap.
+pub trait Observer: Sync {
+    /// A phase begins. `total` is in the units of [`Observer::advance`], 0 if not known.
+    fn phase(&self, name: &'static str, total: u64);
+    /// Some of it is done.
+    fn advance(&self, count: u64);
+}
+
+/// Nobody listens.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Observer for Silent {
+    fn phase(&self, _: &'static str, _: u64) {}
+    fn advance(&self, _: u64) {}
+}
+
+/// What every stage of a run needs to know of its surroundings.
+pub struct Surroundings<'a> {
+    /// The door.
+    pub fs: &'a dyn kernel::Fs,
+    /// Hears how far we are.
+    pub observer: &'a dyn Observer,
+    /// Set when the user wants to stop: the batch in work is brought to an end, nothing new is begun.
+    pub stop: &'a AtomicBool,
+}
+
+impl Surroundings<'_> {
+    /// Whether the user wants to stop.
+    pub fn stopping(&self) -> bool {
+        self.stop.load(Relaxed)
+    }
+}
+
+/// A counter that many threads raise.
+#[derive(Debug, Default)]
+pub(crate) struct Count(AtomicU64);
+
+impl Count {
+    pub(crate) fn add(&self, count: u64) {
+        self.0.fetch_add(count, Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}

@@ -1,0 +1,105 @@
+//! The objects of a store as this run found them: looked at once, each.
+
+use std::sync::Mutex;
+
+use kernel::{Dir, EntryBuffer, Kind, Seal};
+use rayon::prelude::*;
+use store::index::ObjectRow;
+use store::{ObjectName, Store, identity};
+
+use crate::{Error, Result};
+
+/// All objects, by inode number.
+pub struct Objects {
+    rows: Vec<ObjectRow>,
+    classes: Vec<u64>,
+    /// Objects that no longer look as they were recorded: their content must be read before they are
+    /// trusted (law 6).
+    pub suspects: Vec<ObjectName>,
+}
+
+impl Objects {
+    /// Looks at every object once: type, class of its metadata against what the index recorded, and
+    /// whether the seal that `enforced` names is still on.
+    pub fn scan(store: &Store, recorded: &[ObjectRow], enforced: Option<Seal>) -> Result<Self> {
+        let found = Mutex::new((Vec::new(), Vec::new()));
+        (0..=255_u8).into_par_iter().try_for_each_init(EntryBuffer::default, |buffer, shard| {
+            let (mut rows, mut suspects) = (Vec::new(), Vec::new());
+            store.for_each_in_shard(
+                shard,
+                buffer,
+                |name, ino, dir| match look(store, recorded, enforced, name, ino, dir) {
+                    Some((row, true)) => rows.push(row),
+                    Some((row, false)) => {
+                        rows.push(row);
+                        suspects.push(name);
+                    }
+                    None => {}
+                },
+                drop,
+            )?;
+            let mut found = found.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            found.0.append(&mut rows);
+            found.1.append(&mut suspects);
+            Ok::<_, Error>(())
+        })?;
+        let (mut rows, mut suspects) =
+            found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        rows.par_sort_unstable();
+        suspects.sort_unstable();
+        let mut classes: Vec<u64> = rows.iter().map(|row: &ObjectRow| row.class).collect();
+        classes.par_sort_unstable();
+        classes.dedup();
+        Ok(Self { rows, classes, suspects })
+    }
+
+    /// Whether an inode of the store's file system is an object.
+    pub fn contains(&self, ino: u64) -> bool {
+        self.rows.binary_search_by_key(&ino, |row| row.ino).is_ok()
+    }
+
+    /// Whether some object has this class.
+    pub fn has_class(&self, class: u64) -> bool {
+        self.classes.binary_search(&class).is_ok()
+    }
+
+    /// What the index should remember.
+    pub fn rows(&self) -> &[ObjectRow] {
+        &self.rows
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+}
+
+/// The object's row and whether it looks as it should; none for one that vanished.
+fn look(
+    store: &Store,
+    recorded: &[ObjectRow],
+    enforced: Option<Seal>,
+    name: ObjectName,
+    ino: u64,
+    dir: &Dir,
+) -> Option<(ObjectRow, bool)> {
+    let file_name = name.file_name();
+    let stat = dir.stat(file_name.as_bytes()).ok()?;
+    let row = ObjectRow { ino, class: identity::class(store.format().identity, &stat) };
+    let known = recorded.binary_search_by_key(&ino, |row| row.ino).ok();
+    let unchanged = known.is_none_or(|at| recorded[at].class == row.class);
+    let sealed = match enforced {
+        Some(Seal::Patch | Seal::Immutable) => stat.immutable,
+        Some(Seal::Verity) => stat.verity,
+        Some(Seal::Bpf) => {
+            dir.open_file(file_name.as_bytes()).is_ok_and(|file| Seal::Bpf.is_on(&file).unwrap_or(false))
+        }
+        Some(Seal::None) | None => true,
+    };
+    Some((row, unchanged && sealed && stat.kind == Kind::File))
+}

@@ -1,0 +1,304 @@
+//! Walking a guest: which names are objects, and which files might become one.
+//!
+//! Parallel over directories. A directory that looks as the index has it is not read: its entries cannot
+//! have changed without its change time. Only its private files are looked at, for their content or
+//! metadata can. An entry whose inode is an object needs no look at all: the store holds that inode, so
+//! its number cannot stand for another.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use kernel::{Dir, EntryBuffer, Errno, Kind, Stat, Time};
+use store::IdentityPolicy;
+use store::identity::class;
+use store::index::{self, Census, DirRow, FileRow, NONE};
+
+use crate::guest::Guest;
+use crate::judge::{DirJudge, Judge, Verdict};
+use crate::notes::{Notes, Skip, Surroundings};
+use crate::objects::Objects;
+
+/// A stamp younger than this when it is read may be the same after another change: the coarse clock ticks
+/// every 10 ms at most (`CONFIG_HZ` of 100).
+pub(crate) const TICK_NANOS: i64 = 20_000_000;
+
+/// Longest path within a guest that is followed. A hostile guest can nest directories without end, and
+/// each costs its whole path.
+const MAX_PATH: usize = 64 * 1024;
+
+/// What a walk needs to know.
+pub(crate) struct Walk<'a> {
+    pub(crate) around: &'a Surroundings<'a>,
+    pub(crate) guest: &'a Guest,
+    pub(crate) judge: &'a Judge,
+    pub(crate) objects: &'a Objects,
+    pub(crate) dev: u64,
+    pub(crate) identity: IdentityPolicy,
+    /// What an earlier run found, if it still applies.
+    pub(crate) before: Option<&'a Census>,
+    pub(crate) notes: &'a Notes,
+}
+
+thread_local! {
+    static BUFFER: std::cell::RefCell<EntryBuffer> = std::cell::RefCell::default();
+}
+
+/// One directory that is still to be looked at.
+struct Task {
+    path: Vec<u8>,
+    row: u32,
+    before: Option<u32>,
+}
+
+/// What one directory turned out to hold, before it is added to the census. Names are offsets into its
+/// own `names`, which are kept as [`Census::names`] are.
+#[derive(Default)]
+struct Found {
+    stat: Option<Stat>,
+    names: Vec<u8>,
+    files: Vec<FileRow>,
+    /// Name, inode, row in the census before.
+    dirs: Vec<(u32, u64, Option<u32>)>,
+    unified: u32,
+    fixed: u32,
+}
+
+impl Found {
+    fn add_name(&mut self, name: &[u8]) -> u32 {
+        index::add_name(&mut self.names, name)
+    }
+
+    fn add_dir(&mut self, name: &[u8], ino: u64, before: Option<u32>) {
+        let name = self.add_name(name);
+        self.dirs.push((name, ino, before));
+    }
+}
+
+impl<'a> Walk<'a> {
+    /// Walks the whole guest.
+    pub(crate) fn run(&self) -> Census {
+        let ids = self.before.map(|before| before.ids.clone()).unwrap_or_default();
+        let mut census = Census { fingerprint: self.judge.fingerprint(), ids, ..Census::default() };
+        let name = census.add_name(b"");
+        census.dirs.push(new_dir(name, 0));
+        let census = Mutex::new(census);
+        rayon::scope(|scope| {
+            let root = Task { path: Vec::new(), row: 0, before: self.before.map(|_| 0) };
+            self.visit(scope, &census, root);
+        });
+        census.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn visit<'s>(&'s self, scope: &rayon::Scope<'s>, census: &'s Mutex<Census>, task: Task) {
+        if self.around.stopping() {
+            return;
+        }
+        let found = match self.look(&task) {
+            Ok(found) => found,
+            Err(why) => return self.skip(&task.path, b"", why),
+        };
+        self.around.observer.advance(1);
+        let first = add(&mut census.lock().unwrap_or_else(PoisonError::into_inner), task.row, &found);
+        for (row, (name, _, before)) in (first..).zip(found.dirs) {
+            let path = join(&task.path, index::name_at(&found.names, name));
+            if path.len() > MAX_PATH {
+                self.skip(&path[..MAX_PATH], b"", Skip::OutOfReach);
+                continue;
+            }
+            scope.spawn(move |scope| self.visit(scope, census, Task { path, row, before }));
+        }
+    }
+
+    fn skip(&self, dir: &[u8], name: &[u8], why: Skip) {
+        self.notes.skip(&self.guest.key, to_path(&join(dir, name)), why);
+    }
+
+    fn look(&self, task: &Task) -> Result<Found, Skip> {
+        let dir = self.guest.root.open_dir(&task.path).map_err(Skip::from_errno)?;
+        let stat = dir.stat_self().map_err(Skip::from_errno)?;
+        if stat.dev != self.dev {
+            // Another btrfs subvolume: its inode numbers mean nothing here.
+            return Err(Skip::OutOfReach);
+        }
+        let mut found = match (self.before, task.before) {
+            (Some(census), Some(row)) if is_unchanged(&census.dirs[row as usize], &stat) => {
+                self.recall(&dir, task, census, row)
+            }
+            _ => self.read(&dir, task)?,
+        };
+        found.stat = Some(stat);
+        Ok(found)
+    }
+
+    /// An unchanged directory: its names are known, its private files are looked at.
+    fn recall(&self, dir: &Dir, task: &Task, census: &Census, row: u32) -> Found {
+        let known = &census.dirs[row as usize];
+        let mut found = Found { unified: known.unified, fixed: known.fixed, ..Found::default() };
+        for sub in census.subdirs(row) {
+            let dir = &census.dirs[sub as usize];
+            found.add_dir(census.name(dir.name), dir.ino, Some(sub));
+        }
+        let mut judge = None;
+        for file in census.files_in(row) {
+            let name = census.name(file.name);
+            if self.objects.contains(file.ino) {
+                found.unified += 1; // its inode was admitted where it stood
+                continue;
+            }
+            match dir.stat(name) {
+                Ok(stat) if is_same_file(file, &stat) => {
+                    let name = found.add_name(name);
+                    found.files.push(FileRow { name, ..*file });
+                }
+                Ok(stat) => self.judge(&mut judge, task, name, &stat, &mut found),
+                Err(errno) => self.skip(&task.path, name, Skip::from_errno(errno)),
+            }
+        }
+        found
+    }
+
+    fn read(&self, dir: &Dir, task: &Task) -> Result<Found, Skip> {
+        let mut found = Found::default();
+        let known = self.known_subdirs(task.before);
+        let mut judge = None;
+        BUFFER.with_borrow_mut(|buffer| {
+            dir.for_each(buffer, |entry| -> Result<(), Errno> {
+                match entry.kind {
+                    Kind::File if self.objects.contains(entry.ino) => found.unified += 1,
+                    Kind::Directory => found.add_dir(entry.name, entry.ino, known.get(entry.name).copied()),
+                    Kind::File | Kind::Unknown => match dir.stat(entry.name) {
+                        Ok(stat) if stat.kind == Kind::Directory => {
+                            found.add_dir(entry.name, stat.ino, None);
+                        }
+                        Ok(stat) => self.judge(&mut judge, task, entry.name, &stat, &mut found),
+                        Err(errno) => self.skip(&task.path, entry.name, Skip::from_errno(errno)),
+                    },
+                    _ => found.fixed += 1,
+                }
+                Ok(())
+            })
+        })
+        .map_err(Skip::from_errno)?;
+        Ok(found)
+    }
+
+    fn known_subdirs(&self, before: Option<u32>) -> HashMap<&'a [u8], u32> {
+        let (Some(census), Some(row)) = (self.before, before) else { return HashMap::new() };
+        census.subdirs(row).map(|sub| (census.name(census.dirs[sub as usize].name), sub)).collect()
+    }
+
+    /// Decides about one file and files it away. The directory's judge is made when the first needs it.
+    fn judge<'s>(
+        &'s self,
+        judge: &mut Option<DirJudge<'s>>,
+        task: &Task,
+        name: &[u8],
+        stat: &Stat,
+        found: &mut Found,
+    ) {
+        if stat.kind != Kind::File {
+            found.fixed += 1;
+            return;
+        }
+        let judge = judge.get_or_insert_with(|| self.judge.in_dir(&task.path));
+        let state = match judge.verdict(name, stat) {
+            Verdict::Fixed => {
+                found.fixed += 1;
+                return;
+            }
+            Verdict::Candidate => 0,
+            Verdict::ForNow(reason) => 1 + reason as u8,
+        };
+        let name = found.add_name(name);
+        found.files.push(FileRow {
+            ino: stat.ino,
+            ctime: stat.ctime.to_nanos(),
+            size: stat.size,
+            class: class(self.identity, stat),
+            name,
+            dir: NONE,
+            id: NONE,
+            nlink: u16::try_from(stat.nlink).unwrap_or(u16::MAX),
+            state,
+        });
+    }
+}
+
+/// Adds what was found to the census; returns the row of the first subdirectory.
+fn add(census: &mut Census, row: u32, found: &Found) -> u32 {
+    let names = census.names.len() as u32;
+    census.names.extend_from_slice(&found.names);
+    let first_dir = census.dirs.len() as u32;
+    let dirs = found.dirs.iter().map(|&(name, ino, _)| DirRow { ino, ..new_dir(names + name, row) });
+    census.dirs.extend(dirs);
+    let first_file = census.files.len() as u32;
+    let files = found.files.iter().map(|file| FileRow { name: names + file.name, dir: row, ..*file });
+    census.files.extend(files);
+    let dir = &mut census.dirs[row as usize];
+    if let Some(stat) = found.stat {
+        dir.ino = stat.ino;
+        dir.ctime = stat.ctime.to_nanos();
+    }
+    dir.first_dir = first_dir;
+    dir.dirs = found.dirs.len() as u32;
+    dir.first_file = first_file;
+    dir.files = found.files.len() as u32;
+    dir.unified = found.unified;
+    dir.fixed = found.fixed;
+    first_dir
+}
+
+fn new_dir(name: u32, parent: u32) -> DirRow {
+    DirRow {
+        ino: 0,
+        ctime: DirRow::UNSETTLED,
+        name,
+        parent,
+        first_dir: 0,
+        dirs: 0,
+        first_file: 0,
+        files: 0,
+        unified: 0,
+        fixed: 0,
+    }
+}
+
+fn is_unchanged(row: &DirRow, stat: &Stat) -> bool {
+    row.ctime != DirRow::UNSETTLED && row.ino == stat.ino && row.ctime == stat.ctime.to_nanos()
+}
+
+/// Same inode with the same stamp: content, metadata and link count are as they were.
+fn is_same_file(row: &FileRow, stat: &Stat) -> bool {
+    row.ino == stat.ino && row.ctime == stat.ctime.to_nanos() && row.size == stat.size
+}
+
+/// Makes a census fit to be kept: what changed so lately that it may have changed again unseen is marked,
+/// so that the next run looks again, and identities that nothing refers to are dropped.
+pub(crate) fn settle(census: &mut Census, began: Time) {
+    let limit = began.to_nanos() - TICK_NANOS;
+    census.dirs.iter_mut().filter(|dir| dir.ctime >= limit).for_each(|dir| dir.ctime = DirRow::UNSETTLED);
+    let old = std::mem::take(&mut census.ids);
+    for file in &mut census.files {
+        if file.ctime >= limit {
+            file.ctime = DirRow::UNSETTLED;
+        } else if file.id != NONE {
+            census.ids.push(old[file.id as usize]);
+            file.id = census.ids.len() as u32 - 1;
+            continue;
+        }
+        file.id = NONE;
+    }
+}
+
+pub(crate) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
+    match (dir.is_empty(), name.is_empty()) {
+        (true, _) => name.to_vec(),
+        (_, true) => dir.to_vec(),
+        _ => [dir, b"/", name].concat(),
+    }
+}
+
+pub(crate) fn to_path(bytes: &[u8]) -> std::path::PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    std::path::PathBuf::from(std::ffi::OsStr::from_bytes(bytes))
+}
