@@ -43,11 +43,6 @@ enum What {
     },
     /// Meet a bug
     Panic,
-    /// Write man pages and completions
-    Docs {
-        /// Below which directory
-        directory: PathBuf,
-    },
 }
 
 impl Program for Args {
@@ -74,11 +69,6 @@ fn run(args: Args, out: &Out) -> Result<Exit, Problem> {
         What::Panic => {
             let numbers: Vec<u32> = Vec::new();
             Ok(if numbers[args.common.threads().get()] > 0 { Exit::Findings } else { Exit::Done })
-        }
-        What::Docs { directory } => {
-            let failed = |error: std::io::Error| Problem::new(error.to_string()).at(&directory);
-            cli::write_docs::<Args>(&directory).map_err(failed)?;
-            Ok(Exit::Done)
         }
     }
 }

@@ -10,7 +10,7 @@
 //! - [`Bars`] shows progress, [`Interrupt`] tells that the user wants to stop; libraries see neither, but
 //!   an atomic flag and an observer of their own that the binary connects with these.
 //! - [`Guests`] finds guests by name or path.
-//! - [`write_docs`] writes man pages and shell completions.
+//! - Each command writes its own man pages and shell completions: `COMMAND --write-docs DIRECTORY`.
 
 mod args;
 mod exit;
@@ -30,7 +30,7 @@ pub use exit::Exit;
 pub use guest::{GuestError, Guests, looks_like_root};
 pub use human::{Count, HumanBytes, HumanDuration};
 pub use interrupt::Interrupt;
-pub use manual::{Example, Program, write_docs};
+pub use manual::{Example, Program};
 pub use out::{Out, Streams};
 pub use problem::Problem;
 pub use progress::{Bars, Unit};

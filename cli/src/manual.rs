@@ -50,7 +50,7 @@ fn examples(examples: &[Example]) -> String {
 
 /// Writes man pages (`man8/`, a page for each subcommand too) and completions (`bash/`, `zsh/`, `fish/`)
 /// of a command below a directory. The same input gives the same bytes.
-pub fn write_docs<P: Program>(directory: &Path) -> io::Result<()> {
+pub(crate) fn write_docs<P: Program>(directory: &Path) -> io::Result<()> {
     let mut command = P::command();
     command.build();
     let man = subdirectory(directory, "man8")?;

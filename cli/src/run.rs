@@ -1,19 +1,21 @@
 //! From `main` to the exit code.
 
 use std::any::Any;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::io;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Mutex, Once, PoisonError};
 
 use clap::error::ErrorKind;
 
-use crate::manual::definition;
+use crate::manual::{definition, write_docs};
 use crate::{CommonArgs, Exit, Out, Problem, Program, Streams};
 
 /// The whole `main` of a command: arguments, output, exit code. An error in the command line ends with
 /// status 2, a panic with a line that says it is a bug and status 70 (with a backtrace if `RUST_BACKTRACE`
-/// is set), and both with a summary under `--json`.
+/// is set), and both with a summary under `--json`. Packagers call `COMMAND --write-docs DIRECTORY`.
 pub fn run_main<P: Program>(run: impl FnOnce(P, &Out) -> Result<Exit, Problem>) -> ExitCode {
     run_with(std::env::args_os().collect(), Streams::of_process(), run).into()
 }
@@ -26,6 +28,13 @@ pub fn run_with<P: Program>(
 ) -> Exit {
     let definition = definition::<P>();
     let name = definition.get_name().to_owned();
+    if let [_, option, directory] = &arguments[..]
+        && option == "--write-docs"
+    {
+        let out = Out::new(&name, &CommonArgs::default(), streams);
+        let exit = guarded(&out, || docs::<P>(directory));
+        return out.finish(exit);
+    }
     let asked_for_json = arguments.iter().take_while(|it| *it != "--").any(|it| it == "--json");
     let parsed = definition.try_get_matches_from(arguments);
     match parsed.and_then(|matches| P::from_arg_matches(&matches)) {
@@ -41,6 +50,11 @@ pub fn run_with<P: Program>(
             out.finish(exit)
         }
     }
+}
+
+fn docs<P: Program>(directory: &OsStr) -> Result<Exit, Problem> {
+    let failed = |error: io::Error| Problem::new(error.to_string()).at(directory);
+    write_docs::<P>(Path::new(directory)).map_err(failed).map(|()| Exit::Done)
 }
 
 /// Help and version are results; the rest is the user's error.

@@ -189,7 +189,7 @@ fn guests_by_name_path_or_all() {
 #[test]
 fn docs_have_exit_status_examples_and_completions() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(run([OsStr::new("docs"), dir.path().as_os_str()]).status.success());
+    assert!(run([OsStr::new("--write-docs"), dir.path().as_os_str()]).status.success());
     let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
     let page = read("man8/sample.8");
     for section in ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "\"EXIT STATUS\"", "EXAMPLES"] {
@@ -203,6 +203,9 @@ fn docs_have_exit_status_examples_and_completions() {
         let text = read(file);
         assert!(text.contains("dry-run") && text.contains("guests"), "{shell}");
     }
-    run([OsStr::new("docs"), dir.path().as_os_str()]);
+    run([OsStr::new("--write-docs"), dir.path().as_os_str()]);
     assert_eq!(read("man8/sample.8"), page);
+    let nowhere = run(["--write-docs", "/dev/null/x"]);
+    assert_eq!(nowhere.status.code(), Some(3));
+    assert_eq!(text(&nowhere.stderr), "sample: Not a directory (os error 20): /dev/null/x\n");
 }
