@@ -1,8 +1,9 @@
 //! Options that every command has.
 
 use std::num::NonZeroUsize;
+use std::thread::available_parallelism;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, value_parser};
 
 /// When progress is shown. It always goes to standard error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -43,8 +44,8 @@ pub struct CommonArgs {
     pub progress: ProgressMode,
 
     /// How many threads to use [default: one for each processor]
-    #[arg(long, global = true, value_name = "N")]
-    pub threads: Option<NonZeroUsize>,
+    #[arg(long, global = true, value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
 
     /// Wait for a store that another process holds, instead of ending with status 5
     #[arg(long, global = true)]
@@ -54,16 +55,16 @@ pub struct CommonArgs {
 impl CommonArgs {
     /// The number of threads to use: as told, else what this process may run on.
     pub fn threads(&self) -> NonZeroUsize {
-        let available = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        self.threads.unwrap_or_else(available)
+        let told = self.threads.and_then(|n| NonZeroUsize::new(n.into()));
+        told.or_else(|| available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN)
     }
 }
 
 /// `--dry-run`, for commands that change something. The plan is made and shown; the executor is not run.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct DryRun {
-    /// Show what would be done, and change nothing
-    #[arg(long, visible_alias = "test")]
+    /// Show what would be done, and change nothing (or --test)
+    #[arg(long, alias = "test")]
     pub dry_run: bool,
 }
 
@@ -115,10 +116,11 @@ mod tests {
         assert_eq!(kind(&["x", "-q", "-v"]), Err(ErrorKind::ArgumentConflict));
         assert_eq!(kind(&["x", "--quiet", "--debug"]), Err(ErrorKind::ArgumentConflict));
         assert_eq!(kind(&["x", "--threads", "0"]), Err(ErrorKind::ValueValidation));
+        assert_eq!(kind(&["x", "--threads", "100000"]), Err(ErrorKind::ValueValidation));
     }
 
     #[test]
     fn threads_default_to_the_processors() {
-        assert_eq!(CommonArgs::default().threads(), std::thread::available_parallelism().unwrap());
+        assert_eq!(CommonArgs::default().threads(), available_parallelism().unwrap());
     }
 }

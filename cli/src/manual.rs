@@ -32,7 +32,12 @@ pub trait Program: clap::Parser {
 
 /// The definition with examples and exit status at the end of `--help`.
 pub(crate) fn definition<P: Program>() -> Command {
-    P::command().after_long_help(format!("{}{}", examples(P::EXAMPLES), Exit::help()))
+    bare::<P>().after_long_help(format!("{}{}", examples(P::EXAMPLES), Exit::help()))
+}
+
+/// The definition without `help` as a subcommand, which would be one more page that says what `--help` says.
+fn bare<P: Program>() -> Command {
+    P::command().disable_help_subcommand(true)
 }
 
 fn examples(examples: &[Example]) -> String {
@@ -51,13 +56,13 @@ fn examples(examples: &[Example]) -> String {
 /// Writes man pages (`man8/`, a page for each subcommand too) and completions (`bash/`, `zsh/`, `fish/`)
 /// of a command below a directory. The same input gives the same bytes.
 pub(crate) fn write_docs<P: Program>(directory: &Path) -> io::Result<()> {
-    let mut command = P::command();
+    let mut command = bare::<P>();
     command.build();
     let man = subdirectory(directory, "man8")?;
     write_pages(&command, command.get_name(), P::EXAMPLES, &man)?;
     let name = command.get_name().to_owned();
     for (shell, place) in [(Shell::Bash, "bash"), (Shell::Zsh, "zsh"), (Shell::Fish, "fish")] {
-        clap_complete::generate_to(shell, &mut P::command(), &name, subdirectory(directory, place)?)?;
+        clap_complete::generate_to(shell, &mut bare::<P>(), &name, subdirectory(directory, place)?)?;
     }
     Ok(())
 }
@@ -73,7 +78,7 @@ fn write_pages(command: &Command, name: &str, examples: &[Example], directory: &
     let mut page = Vec::new();
     render(command, name, examples, &mut page)?;
     File::create(directory.join(format!("{name}.8")))?.write_all(&page)?;
-    for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help") {
+    for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
         let name = format!("{name}-{}", sub.get_name());
         let spoken = format!("{} ", sub.get_name());
         let own: Vec<_> = examples.iter().copied().filter(|it| it.line.contains(&spoken)).collect();

@@ -9,6 +9,10 @@
 //! status), `outcome` (its name), `errors`, `warnings`, `seconds`, and the command's own figures. It comes
 //! even after errors in the command line and bugs; only a killed command has none. Sizes are in bytes.
 //! Characters that could drive a terminal are written as `\uXXXX`.
+//!
+//! # Colours
+//!
+//! None, so `NO_COLOR` holds whether it is set or not.
 
 use std::fmt;
 use std::io::{self, BufWriter, ErrorKind, IsTerminal as _, Write};

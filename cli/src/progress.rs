@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
-use crate::{Count, HumanBytes};
+use crate::{Count, HumanBytes, HumanDuration};
 
 /// How often a bar is drawn.
 const FRAME: Duration = Duration::from_millis(100);
@@ -180,11 +180,11 @@ fn begin(bar: &ProgressBar, phase: Phase) {
     let template = match (phase.total, phase.unit) {
         (0, Unit::Bytes) => "{spinner} {msg} {decimal_bytes}",
         (0, Unit::Items) => "{spinner} {msg} {human_pos}",
-        (_, Unit::Bytes) => "{msg} [{wide_bar}] {decimal_bytes} of {decimal_total_bytes}, {eta} left",
-        (_, Unit::Items) => "{msg} [{wide_bar}] {human_pos} of {human_len}, {eta} left",
+        (_, Unit::Bytes) => "{msg} [{wide_bar}] {decimal_bytes} of {decimal_total_bytes}{left}",
+        (_, Unit::Items) => "{msg} [{wide_bar}] {human_pos} of {human_len}{left}",
     };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    bar.set_style(style.progress_chars("=> "));
+    bar.set_style(style.progress_chars("=> ").with_key("left", time_left));
     bar.reset();
     if phase.total == 0 {
         bar.unset_length();
@@ -192,6 +192,14 @@ fn begin(bar: &ProgressBar, phase: Phase) {
         bar.set_length(phase.total);
     }
     bar.set_message(phase.name);
+}
+
+/// How long it will take, once there is something to tell it from.
+fn time_left(state: &ProgressState, out: &mut dyn fmt::Write) {
+    if state.pos() > 0 && state.eta() >= Duration::from_secs(1) {
+        // Writing to the line's buffer can't fail.
+        write!(out, ", {} left", HumanDuration(state.eta())).ok();
+    }
 }
 
 #[cfg(test)]
