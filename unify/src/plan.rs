@@ -179,18 +179,12 @@ impl<'a> Planner<'a> {
         let unknown: Vec<Inode> =
             chunk.iter().copied().filter(|inode| known_id(censuses, items, *inode).is_none()).collect();
         let mut proven: HashMap<u32, ObjectId> = self.prove_all(censuses, items, &unknown);
-        for (&first, &id) in &proven {
-            remember(censuses, items, first, id);
-        }
-        let by_id = |censuses: &[Census]| {
-            let mut sorted: Vec<(ObjectId, Inode)> = chunk
-                .iter()
-                .filter_map(|inode| Some((known_id(censuses, items, *inode)?, *inode)))
-                .collect();
-            sorted.par_sort_unstable_by_key(|(id, inode)| (*id, inode.first));
-            sorted
+        let id_of = |inode: &Inode| {
+            proven.get(&inode.first).copied().or_else(|| known_id(censuses, items, *inode))
         };
-        let sorted = by_id(censuses);
+        let mut sorted: Vec<(ObjectId, Inode)> =
+            chunk.iter().filter_map(|inode| Some((id_of(inode)?, *inode))).collect();
+        sorted.par_sort_unstable_by_key(|(id, inode)| (*id, inode.first));
         let runs: Vec<&[(ObjectId, Inode)]> = sorted.chunk_by(|a, b| a.0 == b.0).collect();
         let existing = self.existing(items, &runs)?;
         let has_company = |run: &[(ObjectId, Inode)], existing: &[(ObjectName, u64)]| {
@@ -212,9 +206,15 @@ impl<'a> Planner<'a> {
                 .map(|(_, inode)| *inode)
                 .filter(|inode| proven.get(&inode.first) == Some(&id))
                 .collect();
-            if !members.is_empty() && has_company(run, &existing) {
+            if members.is_empty() {
+                continue;
+            }
+            if has_company(run, &existing) {
                 let existing = self.trusted(existing, corrupt)?;
                 groups.push(Group { id, members, existing });
+            } else {
+                // Alone so far: the next run need not read it again to know.
+                remember(censuses, items, members[0].first, id);
             }
         }
         Ok(())

@@ -1,0 +1,289 @@
+//! Carrying out a plan, batch by batch: laws 2, 3 and 4.
+//!
+//! A batch is one transaction:
+//!
+//! 1. *barrier*: what the batch will let names refer to is durable (`syncfs`);
+//! 2. the intent is durable in the journal;
+//! 3. names move, in parallel; each action whole or not at all;
+//! 4. *barrier*: the moves are durable;
+//! 5. what became of each action is durable in the journal;
+//! 6. a second look at what was displaced, and the parked names go.
+//!
+//! At every instant each guest name refers to an inode with the right bytes: to the displaced one or to
+//! the object. A crash leaves parked names, which [`crate::recover`] settles by looking at them.
+
+mod action;
+mod parked;
+
+use kernel::{At, Dir, Errno, File, Fs, Seal, Time};
+use rayon::prelude::*;
+use store::journal::{Action, Batch, Journal, RunId, Settled, Verb};
+use store::{ObjectName, Store};
+
+use crate::guest::Guest;
+use crate::notes::{Notes, Skip, Surroundings};
+use crate::walk::to_path;
+use crate::{Error, Result};
+
+pub(crate) use action::{Names, Traces};
+pub(crate) use parked::{Parking, swap};
+
+/// Neighbouring actions that one thread takes at a time: they mostly share a directory.
+const STRIDE: usize = 32;
+
+/// What a run has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// Files that became objects where they were.
+    pub admitted: u64,
+    /// Files replaced by objects.
+    pub linked: u64,
+    /// Files that became private copies.
+    pub detached: u64,
+    /// Objects that became private files where they were.
+    pub retired: u64,
+    /// Actions that were not done.
+    pub not_done: u64,
+    /// Space given back, in allocated bytes.
+    pub freed: u64,
+    /// Space taken by private copies, in allocated bytes.
+    pub taken: u64,
+}
+
+/// Carries out batches of one run.
+pub(crate) struct Executor<'a> {
+    around: &'a Surroundings<'a>,
+    store: &'a Store,
+    journal: &'a Journal,
+    guests: &'a [Guest],
+    notes: &'a Notes,
+    seal: Seal,
+    run: RunId,
+    parking: Parking,
+    seq: u32,
+    durable: bool,
+    pub(crate) done: Done,
+}
+
+/// A batch with its directories open.
+pub(crate) struct Stage<'a> {
+    batch: &'a Batch,
+    dirs: Vec<std::result::Result<Dir, Skip>>,
+    /// Number of the first parked name of each action.
+    parks: Vec<u32>,
+}
+
+impl<'a> Executor<'a> {
+    pub(crate) fn new(
+        around: &'a Surroundings<'a>,
+        store: &'a Store,
+        journal: &'a Journal,
+        guests: &'a [Guest],
+        notes: &'a Notes,
+        (run, seal): (RunId, Seal),
+    ) -> Result<Self> {
+        let parking = Parking::open(around.fs, store, run)?;
+        let done = Done::default();
+        Ok(Self { around, store, journal, guests, notes, seal, run, parking, seq: 0, durable: false, done })
+    }
+
+    /// Carries out one batch. An error leaves an intended batch behind, which recovery settles.
+    pub(crate) fn execute(&mut self, mut batch: Batch) -> Result<()> {
+        let dirs = self.open_dirs(&mut batch);
+        let stage = Stage { parks: number_parks(&batch), batch: &batch, dirs };
+        if !self.durable {
+            self.sync()?;
+            // What is linked later in this run was proven before this barrier and is unchanged since.
+            self.durable = true;
+        }
+        self.journal.intend(self.run, self.seq, &batch)?;
+        self.loosen(&batch)?;
+        let copies = self.copy_all(&stage)?;
+        let mut traces = self.move_names(&stage, &copies);
+        self.fasten(&batch)?;
+        self.restore_times(&stage);
+        self.sync()?;
+        let settled: Vec<Settled> = traces.iter().map(Traces::settled).collect();
+        self.journal.settle(self.run, self.seq, &settled)?;
+        if self.clean_up(&stage, &mut traces) {
+            self.restore_times(&stage);
+            let settled: Vec<Settled> = traces.iter().map(Traces::settled).collect();
+            self.journal.settle(self.run, self.seq, &settled)?;
+        }
+        self.count(&stage, &traces);
+        self.seq += 1;
+        Ok(())
+    }
+
+    /// Takes the run's empty directories away.
+    pub(crate) fn finish(self) -> Result<Done> {
+        self.store.remove_run_dir(self.around.fs, "parked", self.run)?;
+        Ok(self.done)
+    }
+
+    fn sync(&self) -> Result<()> {
+        let failed = store::Error::at("sync", self.store.path());
+        self.around.fs.sync(self.store.dir()).map_err(failed).map_err(Error::from)
+    }
+
+    fn open_dirs(&self, batch: &mut Batch) -> Vec<std::result::Result<Dir, Skip>> {
+        let open = |dir: &mut store::journal::DirRef| {
+            let root = &self.guests[dir.guest as usize].root;
+            let opened = root.open_dir(&dir.path).map_err(Skip::from_errno)?;
+            dir.mtime = opened.stat_self().map_err(Skip::from_errno)?.mtime;
+            Ok(opened)
+        };
+        batch.dirs.par_iter_mut().map(open).collect()
+    }
+
+    fn move_names(&self, stage: &Stage<'_>, copies: &[Option<File>]) -> Vec<Traces> {
+        let mut traces: Vec<Traces> = Vec::new();
+        // Admissions of this batch must be there before its links look for them.
+        for admissions in [true, false] {
+            let chosen: Vec<usize> = (0..stage.batch.actions.len())
+                .filter(|&at| (stage.batch.actions[at].verb == Verb::Admit) == admissions)
+                .collect();
+            let results: Vec<(usize, Traces)> = chosen
+                .par_iter()
+                .with_min_len(STRIDE)
+                .map(|&at| (at, self.act(stage, at, copies.get(at).and_then(Option::as_ref))))
+                .collect();
+            traces.resize(stage.batch.actions.len(), Traces::nothing());
+            results.into_iter().for_each(|(at, trace)| traces[at] = trace);
+        }
+        traces
+    }
+
+    fn act(&self, stage: &Stage<'_>, at: usize, copy: Option<&File>) -> Traces {
+        let action = &stage.batch.actions[at];
+        self.around.observer.advance(1);
+        match self.try_action(stage, at, copy) {
+            Ok(trace) => trace,
+            Err(why) => {
+                self.note(stage, action, why);
+                Traces::nothing()
+            }
+        }
+    }
+
+    fn note(&self, stage: &Stage<'_>, action: &Action, why: Skip) {
+        if let Some(name) = action.names.first() {
+            let dir = &stage.batch.dirs[name.dir as usize];
+            let path = to_path(&crate::walk::join(&dir.path, &name.name));
+            self.notes.skip(&self.guests[dir.guest as usize].key, path, why);
+        }
+    }
+
+    /// Looks once more at what was displaced and takes the parked names away. Returns whether something
+    /// had to be given back.
+    fn clean_up(&self, stage: &Stage<'_>, traces: &mut [Traces]) -> bool {
+        let reverted = std::sync::atomic::AtomicBool::new(false);
+        traces.par_iter_mut().with_min_len(STRIDE).enumerate().for_each(|(at, trace)| {
+            if let Err(why) = self.second_look(stage, at, trace) {
+                self.note(stage, &stage.batch.actions[at], why);
+                if why == Skip::Busy || why == Skip::Changed {
+                    *trace = Traces::nothing();
+                    reverted.store(true, std::sync::atomic::Ordering::Relaxed);
+                }
+            }
+        });
+        reverted.into_inner()
+    }
+
+    /// A directory's time tells its guest that names came or went; none did.
+    fn restore_times(&self, stage: &Stage<'_>) {
+        let restore = |(dir, opened): (&store::journal::DirRef, &std::result::Result<Dir, Skip>)| {
+            if let Ok(opened) = opened {
+                restore_time(self.around.fs, opened, dir.mtime);
+            }
+        };
+        stage.batch.dirs.par_iter().zip(&stage.dirs).for_each(restore);
+    }
+
+    /// Where a sealed inode can get no new names, its seal is off for the length of a batch.
+    fn loosen(&self, batch: &Batch) -> Result<()> {
+        if self.seal.leaves_names_free() {
+            return Ok(());
+        }
+        self.for_objects(batch, |file| self.around.fs.unseal(file, self.seal))
+    }
+
+    fn fasten(&self, batch: &Batch) -> Result<()> {
+        if self.seal.leaves_names_free() {
+            return Ok(());
+        }
+        self.for_objects(batch, |file| self.around.fs.seal(file, self.seal))
+    }
+
+    fn for_objects(&self, batch: &Batch, change: impl Fn(&File) -> kernel::Result<()>) -> Result<()> {
+        for action in &batch.actions {
+            for_overflows(self.store, action.object, |name, file| {
+                change(file).map_err(store::Error::at("change the seal of", self.store.object_path(name)))?;
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, stage: &Stage<'_>, traces: &[Traces]) {
+        for (action, trace) in stage.batch.actions.iter().zip(traces) {
+            match (action.verb, trace.settled()) {
+                (_, Settled::NotDone) => self.done.not_done += 1,
+                (Verb::Admit, _) | (_, Settled::Admitted { .. }) => self.done.admitted += 1,
+                (Verb::Link, _) => self.done.linked += 1,
+                (Verb::Detach, _) => self.done.detached += 1,
+                (Verb::Retire, _) => self.done.retired += 1,
+            }
+            self.done.freed += trace.freed;
+            self.done.taken += trace.taken;
+        }
+    }
+}
+
+/// Calls `each` for every existing inode of an object's twin.
+pub(crate) fn for_overflows(
+    store: &Store,
+    first: ObjectName,
+    mut each: impl FnMut(ObjectName, &File) -> Result<()>,
+) -> Result<()> {
+    let mut name = ObjectName { overflow: 0, ..first };
+    loop {
+        match store.objects().open_file(name.path().as_bytes()) {
+            Ok(file) => each(name, &file)?,
+            Err(Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(store::Error::at("open", store.object_path(name))(errno).into()),
+        }
+        name = name.next_overflow();
+    }
+}
+
+/// Failing to restore a directory's time loses nothing but the time; the names are right.
+pub(crate) fn restore_time(fs: &dyn Fs, dir: &Dir, mtime: Time) {
+    if dir.stat_self().is_ok_and(|stat| stat.mtime != mtime) {
+        fs.set_dir_mtime(dir, mtime).ok();
+    }
+}
+
+fn number_parks(batch: &Batch) -> Vec<u32> {
+    let mut next = 0;
+    batch
+        .actions
+        .iter()
+        .map(|action| {
+            let first = next;
+            next += action.names.len() as u32;
+            first
+        })
+        .collect()
+}
+
+impl Stage<'_> {
+    /// Opens the places of an action's names: all of them, or the first reason why not.
+    fn names(&self, action: &Action) -> std::result::Result<Vec<At<'_>>, Skip> {
+        let place = |name: &'_ store::journal::NameRef| -> std::result::Result<(&Dir, u32), Skip> {
+            Ok((self.dirs[name.dir as usize].as_ref().map_err(|why| *why)?, name.dir))
+        };
+        action.names.iter().try_for_each(|name| place(name).map(drop))?;
+        Ok(Vec::new())
+    }
+}
