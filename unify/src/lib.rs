@@ -3,7 +3,29 @@
 //! - [`packages`]: which package owns a file of a guest, and which files are its configuration.
 //! - [`policy`]: what the administrator wants shared.
 //! - [`classify`](mod@classify): of one file, candidate or private, and why.
+//!
+//! A run is [`walk`](walk) → [`hash`](hash) → [`Plan`] → [`apply`](apply); [`unify`] and [`undo`] put it
+//! together, [`recover()`] settles what a crash left.
 
+mod apply;
 pub mod classify;
+mod error;
+mod guest;
+mod hash;
+mod judge;
+mod notes;
+mod objects;
 pub mod packages;
+mod plan;
 pub mod policy;
+mod recover;
+mod walk;
+
+pub use apply::Done;
+pub use error::{Error, Result};
+pub use guest::Guest;
+pub use judge::{Judge, Selection};
+pub use notes::{Notes, Observer, Silent, Skip, Skipped, Surroundings};
+pub use objects::Objects;
+pub use plan::{Plan, Size};
+pub use recover::{Outcome as Recovered, recover};
