@@ -1,5 +1,6 @@
 //! Package databases, made by hand and by the package managers themselves.
 #![allow(clippy::disallowed_methods)] // the tests build guests in directories of their own
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests fail by panicking and say what was skipped
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -53,7 +54,8 @@ fn owner(packages: &Packages, path: &str) -> String {
 }
 
 fn warnings(packages: &Packages) -> String {
-    packages.warnings().iter().map(|warning| format!("{warning}\n")).collect()
+    let all: Vec<String> = packages.warnings().iter().map(ToString::to_string).collect();
+    all.join("\n")
 }
 
 fn versions(packages: &Packages) -> Vec<String> {
@@ -189,7 +191,7 @@ fn a_missing_list_is_an_empty_package_as_for_dpkg() {
     let guest = debian();
     fs::remove_file(guest.0.path().join("var/lib/dpkg/info/bash.list")).unwrap();
     let packages = guest.packages();
-    let wanted = "var/lib/dpkg/info/bash.list: the package's file list is missing; files of bash count as owned by no package\n";
+    let wanted = "var/lib/dpkg/info/bash.list: the package's file list is missing; files of bash count as owned by no package";
     assert_eq!(warnings(&packages), wanted);
     assert_eq!(owner(&packages, "usr/bin/bash"), "");
     assert_eq!(owner(&packages, "etc/bash.bashrc"), "bash:Config");
@@ -364,11 +366,11 @@ fn run(command: &mut Command) -> Option<String> {
     Some(if output.status.success() { String::from_utf8(output.stdout).unwrap() } else { failed() })
 }
 
+/// Packages by path.
+type Lists = BTreeMap<PathBuf, BTreeSet<String>>;
+
 /// What dpkg says of a tree: for each package its conffiles and its list.
-fn ask_dpkg(
-    root: &Path,
-    packages: &[&str],
-) -> Option<(BTreeSet<PathBuf>, BTreeMap<PathBuf, BTreeSet<String>>)> {
+fn ask_dpkg(root: &Path, packages: &[&str]) -> Option<(BTreeSet<PathBuf>, Lists)> {
     let admin = format!("--admindir={}", root.join("var/lib/dpkg").display());
     let real = |path: &str| {
         let path = Path::new(path.strip_prefix('/')?);
@@ -383,7 +385,7 @@ fn ask_dpkg(
     };
     let format = "--showformat=${db:Status-Status} ${binary:Package}\\n${Conffiles}\\n";
     let shown = run(Command::new("dpkg-query").args([&admin, "--show", format]))?;
-    let (mut conffiles, mut lists) = (BTreeSet::new(), BTreeMap::<_, BTreeSet<String>>::new());
+    let (mut conffiles, mut lists) = (BTreeSet::new(), Lists::new());
     for line in shown.lines().filter(|line| !line.is_empty()) {
         if let Some(conffile) = line.strip_prefix(' ') {
             conffiles.extend(real(conffile.split(' ').next()?));
@@ -431,9 +433,10 @@ fn compare_with_dpkg(root: &Path, names: &[&str]) {
         let agreed = found.split(':').next().is_some_and(|name| owners.contains(name));
         assert!(
             agreed || diversions.contains(path.file_name().unwrap().to_str().unwrap()),
-            "{path:?}: {found:?}, {owners:?}"
+            "{}: {found:?}, {owners:?}",
+            path.display()
         );
-        assert_eq!(found.ends_with("Config"), conffiles.contains(path), "{path:?}");
+        assert_eq!(found.ends_with("Config"), conffiles.contains(path), "{}", path.display());
     }
     let mut config = BTreeSet::new();
     for top in ["etc", "usr/lib", "usr/share", "var/lib"] {
