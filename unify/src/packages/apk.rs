@@ -3,6 +3,7 @@
 use kernel::Dir;
 
 use super::build::{Build, absent, lines, text};
+use super::resolve::PATH;
 use super::{Malformed, Manager, Package, PackageId, Problem, Role};
 
 /// Protection rules: Alpine ships three, and no package adds more than a few. Bounded because every owned
@@ -128,6 +129,9 @@ fn read_installed(build: &mut Build<'_>, place: &str) -> Result<(), Problem> {
             (Line::Field(b'P', _), Some(_)) => return Err(Problem::Malformed("two names for one package")),
             (Line::Field(b'V', value), Some(id)) => package(build, id).version = text(value),
             (Line::Field(b'A', value), Some(id)) => package(build, id).arch = text(value),
+            (Line::Field(b'F', value), _) if value.len() > PATH => {
+                return Err(Malformed("a path beyond all limits").into());
+            }
             (Line::Field(b'F', value), _) => {
                 path.clear();
                 path.extend_from_slice(value.strip_suffix(b"/").unwrap_or(value));

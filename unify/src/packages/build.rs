@@ -19,6 +19,13 @@ const PACKAGES: usize = 1 << 18;
 /// Bytes of one text file. A status file of 5,000 packages has 10 MB, the longest list 2 MB.
 pub(crate) const TEXT: u64 = 64 << 20;
 
+/// Warnings kept of a guest.
+const WARNINGS: usize = 100;
+const LAST_WARNING: usize = WARNINGS - 1;
+
+/// Bytes of a name or version: ten times what the longest have.
+const NAME: usize = 1024;
+
 /// Bytes read from a guest's text databases in all.
 const BYTES: u64 = 1 << 30;
 
@@ -124,8 +131,17 @@ impl<'a> Build<'a> {
         }
     }
 
+    /// Keeps the first [`WARNINGS`]; the last of them says that there were more.
     pub(crate) fn warn(&mut self, path: &[u8], what: String, consequence: String) {
-        self.warnings.push(Warning { path: path.to_vec(), what, consequence });
+        match self.warnings.len() {
+            WARNINGS.. => {}
+            LAST_WARNING => self.warnings.push(Warning {
+                path: path.to_vec(),
+                what: "many more problems of this kind".into(),
+                consequence: "the package database should be repaired in the guest".into(),
+            }),
+            _ => self.warnings.push(Warning { path: path.to_vec(), what, consequence }),
+        }
     }
 }
 
@@ -143,7 +159,7 @@ pub(crate) fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line))
 }
 
-/// Text for people out of a guest's bytes.
+/// A name or version out of a guest's bytes, cut at [`NAME`].
 pub(crate) fn text(bytes: &[u8]) -> Box<str> {
-    String::from_utf8_lossy(bytes).into()
+    String::from_utf8_lossy(&bytes[..bytes.len().min(NAME)]).into()
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use kernel::{Dir, Errno};
 
-use super::build::{Build, absent, lines, text};
+use super::build::{Build, TEXT, absent, lines, text};
 use super::{Malformed, Manager, Package, PackageId, Problem, Role};
 
 const ADMIN: &str = "var/lib/dpkg";
@@ -188,7 +188,15 @@ fn read_updates(build: &mut Build<'_>, admin: &Dir) -> Result<Vec<Vec<u8>>, Prob
     let Some(dir) = absent(admin.open_dir(b"updates").map_err(Problem::from))? else { return Ok(Vec::new()) };
     let mut names = some_names(&dir)?;
     names.retain(|name| name.iter().all(u8::is_ascii_digit));
-    names.iter().map(|name| build.budget.read(&dir, name)).collect()
+    let (mut texts, mut bytes) = (Vec::new(), 0);
+    for name in names {
+        texts.push(build.budget.read(&dir, &name)?);
+        bytes += texts.last().map_or(0, Vec::len) as u64;
+        if bytes > TEXT {
+            return Err(Problem::TooMany("updates"));
+        }
+    }
+    Ok(texts)
 }
 
 /// The names in a directory of the guest, sorted; refused beyond [`FILES`].
