@@ -3,9 +3,9 @@
 //! - [`packages`]: which package owns a file of a guest, and which files are its configuration.
 //! - [`policy`]: what the administrator wants shared.
 //! - [`classify`](mod@classify): of one file, candidate or private, and why.
-//!
-//! A run is [`walk`](walk) → [`hash`](hash) → [`Plan`] → [`apply`](apply); [`unify`] and [`undo`] put it
-//! together, [`recover()`] settles what a crash left.
+//! - [`Session`] puts a run together: walk, read, plan, apply; [`Session::undo`] is another plan for the
+//!   same executor.
+//! - [`recover()`] settles what a crash left.
 
 mod apply;
 pub mod classify;
@@ -19,6 +19,8 @@ pub mod packages;
 mod plan;
 pub mod policy;
 mod recover;
+mod session;
+mod undo;
 mod walk;
 
 pub use apply::Done;
@@ -29,3 +31,5 @@ pub use notes::{Notes, Observer, Silent, Skip, Skipped, Surroundings};
 pub use objects::Objects;
 pub use plan::{Plan, Size};
 pub use recover::{Outcome as Recovered, recover};
+pub use session::{Report, Session};
+pub use undo::Scope;

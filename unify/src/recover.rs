@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use kernel::{At, Dir, Errno, Fs, ReadLease, Seal};
+use kernel::{At, Dir, Errno, ReadLease, Seal};
 use store::journal::{Action, Batch, Journal, Run, RunEnd, Settled, Verb};
 use store::{ObjectName, Store};
 
@@ -122,8 +122,8 @@ impl Recovery<'_> {
 
     /// A directory the guest has moved or removed since cannot be reached; what is parked decides alone.
     fn open_dir(&self, batch: &Batch, dir: &store::journal::DirRef) -> Option<Dir> {
-        let guest = self.store.base().join(&batch.guests[dir.guest as usize]);
-        self.store.open_guest(&guest).ok()?.open_dir(&dir.path).ok()
+        let guest = self.store.place().base().join(&batch.guests[dir.guest as usize]);
+        self.store.place().open_guest(&guest).ok()?.open_dir(&dir.path).ok()
     }
 
     fn settle_action(&mut self, parking: &Parking, action: &Action, places: &[Place]) -> Result<Settled> {

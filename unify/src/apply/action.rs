@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use store::journal::{Action, Settled, Verb};
 use store::ObjectName;
 
-use super::{Executor, Parking, Stage, Swap, swap};
+use super::{Mover, Parking, Stage, Swap, swap};
 use crate::notes::Skip;
 use crate::Result;
 
@@ -57,7 +57,7 @@ impl Names<'_> {
 
 type Step<T> = std::result::Result<T, Skip>;
 
-impl Executor<'_> {
+impl Mover<'_> {
     pub(super) fn names<'s>(&'s self, stage: &'s Stage<'_>, at: usize) -> Step<Names<'s>> {
         let action = &stage.batch.actions[at];
         let numbers = stage.parks[at]..stage.parks[at] + action.names.len() as u32;

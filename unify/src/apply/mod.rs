@@ -21,7 +21,7 @@ use std::sync::{Mutex, PoisonError};
 use kernel::{Dir, Errno, File, Fs, Seal, Time};
 use rayon::prelude::*;
 use store::journal::{Action, Batch, Journal, RunId, Settled, Verb};
-use store::{ObjectName, Store};
+use store::{IdentityPolicy, ObjectName, Store};
 
 use crate::guest::Guest;
 use crate::notes::{Notes, Skip, Surroundings};
@@ -56,19 +56,24 @@ pub struct Done {
 
 /// Carries out batches of one run.
 pub(crate) struct Executor<'a> {
+    mover: Mover<'a>,
+    journal: &'a Journal,
+    run: RunId,
+    durable: bool,
+    done: Done,
+}
+
+/// Moves names; shared by all threads.
+struct Mover<'a> {
     around: &'a Surroundings<'a>,
     store: &'a Store,
-    journal: &'a Journal,
     guests: &'a [Guest],
     notes: &'a Notes,
     seal: Seal,
-    run: RunId,
     parking: Parking,
     seq: u32,
-    durable: bool,
     /// The first error that left a name half-way: nothing more is done then but recovery.
     stuck: Mutex<Option<Errno>>,
-    done: Done,
 }
 
 /// A batch with its directories open.
@@ -91,55 +96,69 @@ impl<'a> Executor<'a> {
         (run, seal): (RunId, Seal),
     ) -> Result<Self> {
         let parking = Parking::open(around.fs, store, run)?;
-        let done = Done::default();
-        let stuck = Mutex::default();
-        Ok(Self {
-            around,
-            store,
-            journal,
-            guests,
-            notes,
-            seal,
-            run,
-            parking,
-            seq: 0,
-            durable: false,
-            stuck,
-            done,
-        })
+        let mover =
+            Mover { around, store, guests, notes, seal, parking, seq: 0, stuck: Mutex::default() };
+        Ok(Self { mover, journal, run, durable: false, done: Done::default() })
     }
 
     /// Carries out one batch. An error leaves an intended batch behind, which recovery settles.
     pub(crate) fn execute(&mut self, mut batch: Batch) -> Result<()> {
-        let dirs = self.open_dirs(&mut batch);
+        let mover = &self.mover;
+        let dirs = mover.open_dirs(&mut batch);
+        mover.note_times(&mut batch, &dirs);
         let stage = Stage { parks: number_parks(&batch), spread: spread(&batch), batch: &batch, dirs };
         if !self.durable {
-            self.sync()?;
-            // What is linked later in this run was proven before this barrier and is unchanged since.
+            // What this run links was proven before this barrier and must be unchanged when it is linked.
+            mover.sync()?;
             self.durable = true;
         }
-        self.journal.intend(self.run, self.seq, &batch)?;
-        self.loosen(&batch)?;
-        let copies = self.copy_all(&stage)?;
-        let mut traces = self.move_names(&stage, &copies);
-        self.restore_times(&stage, &stage.spread);
-        self.check_stuck()?;
-        self.fasten(&batch)?;
-        self.sync()?;
-        let settled: Vec<Settled> = traces.iter().map(Traces::settled).collect();
-        self.journal.settle(self.run, self.seq, &settled)?;
-        let reverted = self.clean_up(&stage, &mut traces);
-        self.check_stuck()?;
+        self.journal.intend(self.run, mover.seq, &batch)?;
+        mover.loosen(&batch)?;
+        let copies = mover.copy_all(&stage)?;
+        let mut traces = mover.move_names(&stage, &copies);
+        mover.restore_times(&stage, &stage.spread);
+        mover.check_stuck()?;
+        mover.fasten(&batch)?;
+        mover.sync()?;
+        self.settle(&traces)?;
+        let reverted = mover.clean_up(&stage, &mut traces);
+        mover.check_stuck()?;
         if reverted {
-            self.restore_times(&stage, &(0..batch.dirs.len() as u32).collect());
-            let settled: Vec<Settled> = traces.iter().map(Traces::settled).collect();
-            self.journal.settle(self.run, self.seq, &settled)?;
+            mover.restore_times(&stage, &(0..batch.dirs.len() as u32).collect());
+            self.settle(&traces)?;
         }
         self.count(&batch, &traces);
-        self.seq += 1;
+        self.mover.seq += 1;
         Ok(())
     }
 
+    /// Takes the run's empty directories away.
+    pub(crate) fn finish(self) -> Result<Done> {
+        self.mover.store.remove_run_dir(self.mover.around.fs, "parked", self.run)?;
+        Ok(self.done)
+    }
+
+    fn settle(&self, traces: &[Traces]) -> Result<()> {
+        let settled: Vec<Settled> = traces.iter().map(Traces::settled).collect();
+        Ok(self.journal.settle(self.run, self.mover.seq, &settled)?)
+    }
+
+    fn count(&mut self, batch: &Batch, traces: &[Traces]) {
+        for (action, trace) in batch.actions.iter().zip(traces) {
+            match (action.verb, trace.settled()) {
+                (_, Settled::NotDone) => self.done.not_done += 1,
+                (Verb::Admit, _) | (_, Settled::Admitted { .. }) => self.done.admitted += 1,
+                (Verb::Link, _) => self.done.linked += 1,
+                (Verb::Detach, _) => self.done.detached += 1,
+                (Verb::Retire, _) => self.done.retired += 1,
+            }
+            self.done.freed += trace.freed;
+            self.done.taken += trace.taken;
+        }
+    }
+}
+
+impl Mover<'_> {
     fn stuck(&self, errno: Errno) {
         self.stuck.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(errno);
     }
@@ -155,12 +174,6 @@ impl<'a> Executor<'a> {
         }
     }
 
-    /// Takes the run's empty directories away.
-    pub(crate) fn finish(self) -> Result<Done> {
-        self.store.remove_run_dir(self.around.fs, "parked", self.run)?;
-        Ok(self.done)
-    }
-
     fn sync(&self) -> Result<()> {
         let failed = store::Error::at("sync", self.store.path());
         self.around.fs.sync(self.store.dir()).map_err(failed).map_err(Error::from)
@@ -174,6 +187,19 @@ impl<'a> Executor<'a> {
             Ok(opened)
         };
         batch.dirs.par_iter_mut().map(open).collect()
+    }
+
+    /// Where identity leaves the modification time out, undo gets it from the journal.
+    fn note_times(&self, batch: &mut Batch, dirs: &[std::result::Result<Dir, Skip>]) {
+        if self.store.format().identity == IdentityPolicy::Full {
+            return;
+        }
+        let links = batch.actions.par_iter_mut().filter(|action| action.verb == Verb::Link);
+        links.for_each(|action| {
+            let Some(name) = action.names.first() else { return };
+            let Ok(dir) = &dirs[name.dir as usize] else { return };
+            action.mtime = dir.stat(&name.name).ok().map(|stat| stat.mtime);
+        });
     }
 
     fn move_names(&self, stage: &Stage<'_>, copies: &[Option<File>]) -> Vec<Traces> {
@@ -275,20 +301,6 @@ impl<'a> Executor<'a> {
             })?;
         }
         Ok(())
-    }
-
-    fn count(&mut self, batch: &Batch, traces: &[Traces]) {
-        for (action, trace) in batch.actions.iter().zip(traces) {
-            match (action.verb, trace.settled()) {
-                (_, Settled::NotDone) => self.done.not_done += 1,
-                (Verb::Admit, _) | (_, Settled::Admitted { .. }) => self.done.admitted += 1,
-                (Verb::Link, _) => self.done.linked += 1,
-                (Verb::Detach, _) => self.done.detached += 1,
-                (Verb::Retire, _) => self.done.retired += 1,
-            }
-            self.done.freed += trace.freed;
-            self.done.taken += trace.taken;
-        }
     }
 }
 
