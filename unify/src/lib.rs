@@ -10,6 +10,7 @@
 mod apply;
 pub mod classify;
 mod error;
+mod explain;
 mod guest;
 mod hash;
 mod judge;
@@ -18,6 +19,7 @@ mod objects;
 pub mod packages;
 mod plan;
 pub mod policy;
+pub mod protection;
 mod recover;
 mod session;
 mod undo;
@@ -25,6 +27,7 @@ mod walk;
 
 pub use apply::Done;
 pub use error::{Error, Result};
+pub use explain::{Explanation, State};
 pub use guest::Guest;
 pub use judge::{Judge, Selection};
 pub use notes::{Notes, Observer, Silent, Skip, Skipped, Surroundings};

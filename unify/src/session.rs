@@ -87,6 +87,11 @@ impl<'a> Session<'a> {
         Ok(Self { around, place, guests, judges, notes: Notes::default() })
     }
 
+    /// Restricts the guests to packages, a selection for each guest in their order.
+    pub fn restrict(&mut self, selections: Vec<crate::Selection>) {
+        self.judges.iter_mut().zip(selections).for_each(|(judge, selection)| judge.restrict(selection));
+    }
+
     /// The guests.
     pub fn guests(&self) -> &[Guest] {
         &self.guests
