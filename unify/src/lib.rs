@@ -18,6 +18,7 @@ mod objects;
 pub mod packages;
 mod plan;
 pub mod policy;
+mod problem;
 mod recover;
 mod session;
 mod undo;
