@@ -46,6 +46,7 @@ fn packages() -> Packages {
     Packages::read(&kernel::Dir::open_host(guest.path()).unwrap())
 }
 
+#[allow(clippy::unnecessary_wraps)] // what classify takes
 fn owner(role: Role) -> Option<Owner> {
     let owner = packages().in_dir(b"usr/bin").owner(b"bash").unwrap();
     Some(Owner { role, ..owner })

@@ -360,6 +360,16 @@ fn old_rpm_formats_are_named() {
     }
 }
 
+#[test]
+fn a_database_below_a_link_is_found() {
+    let guest = Guest::new();
+    guest.file("data/var/lib/rpm/Packages", "x").file("data/var/lib/dpkg/status", "Package: a\n");
+    guest.file("data/apk/db/installed", "P:musl\n").link("var", "data/var").link("lib/apk", "../data/apk");
+    let packages = guest.packages();
+    assert!(warnings(&packages).contains("data/var/lib/rpm/Packages: rpm's Berkeley DB"));
+    assert_eq!(versions(&packages), ["a  ", "musl  "]);
+}
+
 fn run(command: &mut Command) -> Option<String> {
     let output = command.env("LC_ALL", "C").output().ok()?;
     let failed = || panic!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));

@@ -111,8 +111,24 @@ impl<'a> Build<'a> {
     }
 
     /// Opens a directory that a manager keeps its database in, `None` without it.
-    pub(crate) fn open(&mut self, dir: &str) -> Result<Option<Dir>, Problem> {
-        absent(self.dirs.open(dir.as_bytes(), &self.budget))
+    pub(crate) fn open(&mut self, dir: &[u8]) -> Result<Option<Dir>, Problem> {
+        absent(self.dirs.open(dir, &self.budget))
+    }
+
+    /// Where directories really are, each place once: distributions link one to another.
+    pub(crate) fn places(&mut self, names: &[&str]) -> Vec<Vec<u8>> {
+        let mut places: Vec<Vec<u8>> = Vec::new();
+        for name in names {
+            // Only the deadline can fail here, and then the reader that follows says so.
+            let place = self
+                .dirs
+                .real(name.as_bytes(), &self.budget)
+                .map_or(name.as_bytes().to_vec(), <[u8]>::to_vec);
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+        places
     }
 
     /// Runs the reader of one database. If it fails, what it had added is taken back: half a database
@@ -120,14 +136,14 @@ impl<'a> Build<'a> {
     pub(crate) fn database(
         &mut self,
         manager: Manager,
-        path: &str,
+        path: &[u8],
         read: impl FnOnce(&mut Self) -> Result<(), Problem>,
     ) {
         let before = (self.packages.len(), self.owners.len());
         if let Err(problem) = read(self) {
             self.packages.truncate(before.0);
             self.owners.truncate(before.1);
-            self.warn(path.as_bytes(), problem.to_string(), manager.consequence());
+            self.warn(path, problem.to_string(), manager.consequence());
         }
     }
 

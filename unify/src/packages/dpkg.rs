@@ -7,7 +7,7 @@ use kernel::{Dir, Errno};
 use super::build::{Build, TEXT, absent, lines, text};
 use super::{Malformed, Manager, Package, PackageId, Problem, Role};
 
-const ADMIN: &str = "var/lib/dpkg";
+const ADMIN: &[u8] = b"var/lib/dpkg";
 
 /// Files in `status.d` or `updates`: a distroless image has dozens of the former, an interrupted dpkg some
 /// hundreds of the latter.
@@ -154,8 +154,8 @@ pub fn md5sums(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 pub(super) fn read(build: &mut Build<'_>) {
-    build.database(Manager::Dpkg, "var/lib/dpkg/status", read_status);
-    build.database(Manager::Dpkg, "var/lib/dpkg/status.d", read_status_d);
+    build.database(Manager::Dpkg, b"var/lib/dpkg/status", read_status);
+    build.database(Manager::Dpkg, b"var/lib/dpkg/status.d", read_status_d);
 }
 
 fn read_status(build: &mut Build<'_>) -> Result<(), Problem> {
@@ -259,13 +259,13 @@ fn read_list(build: &mut Build<'_>, stanza: &Stanza<'_>, info: Option<&Dir>) -> 
     }
     let what = "the package's file list is missing".to_string();
     let consequence = format!("files of {} count as owned by no package", String::from_utf8_lossy(name));
-    build.warn(&[ADMIN.as_bytes(), b"/info/", &plain].concat(), what, consequence);
+    build.warn(&[ADMIN, b"/info/", &plain].concat(), what, consequence);
     Ok(Vec::new())
 }
 
 /// Distroless images: a file with one entry for each package, beside the digests of its files.
 fn read_status_d(build: &mut Build<'_>) -> Result<(), Problem> {
-    let Some(dir) = build.open("var/lib/dpkg/status.d")? else { return Ok(()) };
+    let Some(dir) = build.open(b"var/lib/dpkg/status.d")? else { return Ok(()) };
     for name in some_names(&dir)?.iter().filter(|name| !name.ends_with(b".md5sums")) {
         let content = match build.budget.read(&dir, name) {
             Err(Problem::Kernel(Errno::INVAL)) => continue, // no regular file

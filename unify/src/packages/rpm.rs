@@ -186,16 +186,13 @@ fn terminated(data: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
 }
 
 pub(super) fn read(build: &mut Build<'_>) {
-    for place in PLACES {
-        // One is often a link to another; read each place once.
-        let real = build.dirs.real(place.as_bytes(), &build.budget).map(<[u8]>::to_vec);
-        if real.is_ok_and(|real| real == place.as_bytes()) {
-            build.database(Manager::Rpm, &format!("{place}/rpmdb.sqlite"), |build| read_place(build, place));
-        }
+    for place in build.places(&PLACES) {
+        let path = [&place, b"/rpmdb.sqlite".as_slice()].concat();
+        build.database(Manager::Rpm, &path, |build| read_place(build, &place));
     }
 }
 
-fn read_place(build: &mut Build<'_>, place: &str) -> Result<(), Problem> {
+fn read_place(build: &mut Build<'_>, place: &[u8]) -> Result<(), Problem> {
     let Some(dir) = build.open(place)? else { return Ok(()) };
     match sqlite::open(&dir, b"rpmdb.sqlite", build.budget.deadline())? {
         Some(connection) => read_headers(build, &connection),
@@ -241,14 +238,14 @@ fn read_header(build: &mut Build<'_>, blob: &[u8]) -> Result<(), Problem> {
 }
 
 /// ndb and Berkeley DB are not read.
-fn warn_of_old_formats(build: &mut Build<'_>, place: &str, dir: &Dir) -> Result<(), Problem> {
+fn warn_of_old_formats(build: &mut Build<'_>, place: &[u8], dir: &Dir) -> Result<(), Problem> {
     for (name, format) in [("Packages.db", "ndb"), ("Packages", "Berkeley DB")] {
         match dir.stat(name.as_bytes()) {
             Ok(stat) if stat.size > 0 => {
-                let path = format!("{place}/{name}");
+                let path = [place, b"/", name.as_bytes()].concat();
                 let consequence = "/etc and files no package owns are treated as config; \
                     rpmdb --rebuilddb with %_db_backend sqlite, in the guest, makes a database that is read";
-                build.warn(path.as_bytes(), format!("rpm's {format} format is not read"), consequence.into());
+                build.warn(&path, format!("rpm's {format} format is not read"), consequence.into());
             }
             Ok(_) | Err(Errno::NOENT) => {}
             Err(other) => return Err(other.into()),
