@@ -20,6 +20,7 @@ pub mod packages;
 mod plan;
 pub mod policy;
 pub mod protection;
+mod problem;
 mod recover;
 mod session;
 mod undo;
