@@ -77,7 +77,8 @@ impl Mounted {
 
     /// The file system's type and mount options.
     pub fn options(&self) -> Result<String> {
-        Ok(shell(&format!("findmnt -n -o FSTYPE,OPTIONS {}", self.0.display()))?.trim().to_owned())
+        let found = shell(&format!("findmnt -n -o FSTYPE,OPTIONS {}", self.0.display()))?;
+        Ok(found.split_whitespace().collect::<Vec<_>>().join(" "))
     }
 
     /// Bytes in use.

@@ -19,7 +19,10 @@ pub fn describe() -> Result<String> {
     Ok(format!(
         "- processor: {}, {cores} cores\n- memory: {} GiB\n- system: {}, {}\n- file systems: {}\n",
         field("/proc/cpuinfo", "model name"),
-        field("/proc/meminfo", "MemTotal").trim_end_matches(" kB").parse().unwrap_or(0_u64) >> 20,
+        field("/proc/meminfo", "MemTotal")
+            .trim_end_matches(" kB")
+            .parse()
+            .map_or(0_u64, |kib: u64| (kib + (1 << 19)) >> 20),
         kernel.trim(),
         libc.trim(),
         mkfs.trim().replace('\n', ", "),
