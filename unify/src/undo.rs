@@ -214,7 +214,7 @@ impl Session<'_> {
         path: Vec<u8>,
     ) {
         let skip = |errno| {
-            self.notes.skip(&self.guests[guest as usize].key, to_path(&path), Skip::from_errno(errno))
+            self.notes.skip(&self.guests[guest as usize].key, to_path(&path), Skip::from_errno(errno));
         };
         let open = || -> kernel::Result<Option<Dir>> {
             let dir = self.guests[guest as usize].root.open_dir(&path)?;

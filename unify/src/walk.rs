@@ -167,7 +167,7 @@ impl<'a> Walk<'a> {
                     match entry.kind {
                         Kind::File if self.objects.contains(entry.ino) => found.unified += 1,
                         Kind::Directory => {
-                            found.add_dir(entry.name, entry.ino, known.get(entry.name).copied())
+                            found.add_dir(entry.name, entry.ino, known.get(entry.name).copied());
                         }
                         Kind::File | Kind::Unknown => match dir.stat(entry.name) {
                             Ok(stat) if stat.kind == Kind::Directory => {

@@ -37,6 +37,7 @@ use unify::{
 /// beside the first guest. A run that is interrupted or crashes loses nothing: the next one settles it.
 #[derive(Parser)]
 #[command(name = "vunify", version, arg_required_else_help = true)]
+#[allow(clippy::struct_excessive_bools)] // flags of a command line are bools
 struct Args {
     /// Guests, by name or path
     guests: Vec<OsString>,
@@ -206,16 +207,10 @@ impl Setting<'_> {
         Ok(Store::open(&Real, self.located.path(), access, wait)?)
     }
 
-    fn policy(&self, root: &Path) -> Result<Policy, Error> {
-        let below = root.parent() == Some(Guests::from_env().base());
-        let name = root.file_name().and_then(|name| name.to_str()).filter(|_| below);
-        Ok(Policy::load(Path::new(DIRECTORY), name)?)
-    }
-
     fn session<'a>(&self, around: &'a Surroundings<'a>, place: &'a Place) -> Result<Session<'a>, Error> {
         let judge = |guest: &Guest| {
             let root = guest.root.reopen().map_err(store::Error::at("open", &guest.path))?;
-            Ok(Judge::new(root, Arc::new(self.policy(&guest.path)?)))
+            Ok(Judge::new(root, Arc::new(policy_of(&guest.path)?)))
         };
         let mut session = Session::open(around, place, &self.roots, judge)?;
         if !self.args.packages.is_empty() {
@@ -267,7 +262,7 @@ impl Setting<'_> {
         if made {
             let sample = sample_in(&place)?;
             self.choose(wish, &sample, place.path())?;
-            Store::create(&Real, place.path(), self.identity()?).map_err(Error::from)?;
+            Store::create(&Real, place.path(), identity()?).map_err(Error::from)?;
         }
         let store = self.open_store(Access::Write)?;
         let seal = self.choose(wish, store.sample(), store.path())?;
@@ -293,19 +288,10 @@ impl Setting<'_> {
             Located::Missing(_) => None,
         };
         let place = Place::new(self.located.path()).map_err(Error::from)?;
-        let identity = store.as_ref().map_or_else(|| self.identity(), |store| Ok(store.format().identity))?;
+        let identity = store.as_ref().map_or_else(identity, |store| Ok(store.format().identity))?;
         let session = self.session(around, &place)?;
         let report = session.preview(store.as_ref(), identity, show)?;
         Ok(self.report(&report, None))
-    }
-
-    /// Whether times must be equal is decided when a store is made: its objects' ids depend on it.
-    fn identity(&self) -> Result<IdentityPolicy, Error> {
-        let policy = Policy::load(Path::new(DIRECTORY), None)?;
-        Ok(match policy.options().mtime {
-            Mtime::Keep => IdentityPolicy::Full,
-            Mtime::Relax => IdentityPolicy::WithoutMtime,
-        })
     }
 
     fn undo(&self, around: &Surroundings<'_>) -> Result<Exit, Problem> {
@@ -422,6 +408,22 @@ impl Setting<'_> {
         let event = SkippedEvent { path: PathText::new(&path), reason: skipped.why.name() };
         self.out.detail("skipped", &event, || format!("left alone: {}: {}", event.path, skipped.why));
     }
+}
+
+/// The host's policy, and what it says of a guest below its own directory.
+fn policy_of(root: &Path) -> Result<Policy, Error> {
+    let below = root.parent() == Some(Guests::from_env().base());
+    let name = root.file_name().and_then(|name| name.to_str()).filter(|_| below);
+    Ok(Policy::load(Path::new(DIRECTORY), name)?)
+}
+
+/// Whether times must be equal is decided when a store is made: its objects' ids depend on it.
+fn identity() -> Result<IdentityPolicy, Error> {
+    let policy = Policy::load(Path::new(DIRECTORY), None)?;
+    Ok(match policy.options().mtime {
+        Mtime::Keep => IdentityPolicy::Full,
+        Mtime::Relax => IdentityPolicy::WithoutMtime,
+    })
 }
 
 /// A regular file on the file system of a store that is not there yet, for asking what can be enforced.

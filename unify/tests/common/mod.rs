@@ -1,5 +1,6 @@
 //! A store and guests in one directory, and the library's calls on them as the commands make them.
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc)] // a fixture that fails is a test that fails
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
