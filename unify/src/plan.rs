@@ -18,13 +18,14 @@ use crate::guest::Guest;
 use crate::hash::{Proof, identify, prove};
 use crate::notes::{Count, Notes, Skip, Surroundings};
 use crate::objects::Objects;
-use crate::walk::{TICK_NANOS, join, to_path};
+use crate::walk::{TICK_NANOS, is_within_reach, join, to_path};
 
 /// Files that are read before they are grouped and forgotten: bounds the memory for identities.
 const CHUNK: usize = 1 << 16;
 
-/// Actions in a batch, at most. Parked inodes take space until their batch is durable.
-const BATCH_ACTIONS: usize = 16 * 1024;
+/// Names in a batch, at most, apart from those of one action. Parked inodes take space until their batch is
+/// durable, and names memory.
+const BATCH_NAMES: usize = 16 * 1024;
 
 /// Directories in a batch, at most; each is held open meanwhile.
 const BATCH_DIRS: usize = 2048;
@@ -350,7 +351,8 @@ fn find_inodes<'s>(
     path: Vec<u8>,
 ) {
     // What cannot be read cannot be linked into either: nothing is lost by passing it over.
-    let Ok(dir) = guest.root.open_dir(&path) else { return };
+    let dir = if is_within_reach(&path) { guest.root.open_dir(&path).ok() } else { None };
+    let Some(dir) = dir else { return };
     let entries = dir.for_each(&mut EntryBuffer::default(), |entry| -> std::result::Result<(), Errno> {
         if entry.kind == Kind::Directory {
             let path = join(&path, entry.name);
@@ -372,11 +374,17 @@ impl Plan<'_> {
             used.extend(guests.filter(|&guest| occupied.contains(&(guest, *ino))).map(|guest| (guest, twin)));
         }
         let mut twins: Vec<Vec<Inode>> = Vec::new();
+        // Below this, a guest has every twin: a guest may have very many equal files.
+        let mut full: HashMap<u32, usize> = HashMap::new();
         for &inode in &group.members {
             let guests: BTreeSet<u32> = names_of(&self.items, inode).map(|item| item.guest).collect();
             let free = |twin: &usize| guests.iter().all(|&guest| !used.contains(&(guest, *twin)));
-            let Some(twin) = (0..usize::from(u16::MAX)).find(free) else { continue };
+            let start = guests.iter().filter_map(|guest| full.get(guest)).max().copied().unwrap_or(0);
+            let Some(twin) = (start..usize::from(u16::MAX)).find(free) else { continue };
             used.extend(guests.iter().map(|&guest| (guest, twin)));
+            if let [guest] = *Vec::from_iter(&guests) {
+                full.insert(*guest, twin + 1);
+            }
             if twins.len() <= twin {
                 twins.resize(twin + 1, Vec::new());
             }
@@ -469,18 +477,19 @@ impl Plan<'_> {
 pub(crate) struct Builder {
     pub(crate) batch: Batch,
     dirs: HashMap<(u32, u32), u32>,
+    names: usize,
 }
 
 impl Builder {
     pub(crate) fn new(guests: &[Guest]) -> Self {
         let guests = guests.iter().map(|guest| guest.key.clone()).collect();
-        Self { batch: Batch { guests, ..Batch::default() }, dirs: HashMap::new() }
+        Self { batch: Batch { guests, ..Batch::default() }, dirs: HashMap::new(), names: 0 }
     }
 
     /// Whether an action with so many names still fits. An empty batch takes any.
     pub(crate) fn takes(&self, names: u32) -> bool {
-        let actions = self.batch.actions.len();
-        actions == 0 || (actions < BATCH_ACTIONS && self.dirs.len() + names as usize <= BATCH_DIRS)
+        let names = names as usize;
+        self.names == 0 || (self.names + names <= BATCH_NAMES && self.dirs.len() + names <= BATCH_DIRS)
     }
 
     fn add(&mut self, plan: &Plan<'_>, step: &Move) {
@@ -494,7 +503,7 @@ impl Builder {
                 NameRef { dir, name: census.name(file.name).to_vec() }
             })
             .collect();
-        self.batch.actions.push(Action {
+        self.push(Action {
             verb: step.verb,
             object: plan.targets[step.target as usize],
             ino: file.ino,
@@ -503,6 +512,11 @@ impl Builder {
             mtime: None,
             names,
         });
+    }
+
+    pub(crate) fn push(&mut self, action: Action) {
+        self.names += action.names.len();
+        self.batch.actions.push(action);
     }
 
     /// The number of a directory in the batch; `row` tells directories of one guest apart. Its modification
