@@ -314,7 +314,8 @@ impl Mover<'_> {
     pub(super) fn second_look(&self, stage: &Stage<'_>, at: usize, trace: &Traces) -> Step<()> {
         let action = &stage.batch.actions[at];
         match (action.verb, trace.settled) {
-            (Verb::Link, Settled::Done { .. }) => {
+            // Planned to become the object, or to be replaced by it; what was displaced tells.
+            (Verb::Admit | Verb::Link, Settled::Done { .. }) if trace.object != 0 => {
                 let names = self.names(stage, at)?;
                 let unwritten = displaced_is_unwritten(names.parked(0), trace.ctime);
                 if let Err(why) = unwritten {
