@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use kernel::{Dir, EntryBuffer, Kind, Seal};
 use rayon::prelude::*;
 use store::index::ObjectRow;
-use store::{ObjectName, Store, identity};
+use store::{ObjectId, ObjectName, Store, identity};
 
 use crate::{Error, Result};
 
@@ -14,6 +14,8 @@ use crate::{Error, Result};
 pub struct Objects {
     rows: Vec<ObjectRow>,
     classes: Vec<u64>,
+    /// Twins and overflows of first objects, which cannot be counted up to: any of them may be gone.
+    further: Vec<ObjectName>,
     /// Objects that no longer look as they were recorded: their content must be read before they are
     /// trusted (law 6).
     pub suspects: Vec<ObjectName>,
@@ -23,34 +25,31 @@ impl Objects {
     /// Looks at every object once: type, class of its metadata against what the index recorded, and
     /// whether the seal that `enforced` names is still on.
     pub fn scan(store: &Store, recorded: &[ObjectRow], enforced: Option<Seal>) -> Result<Self> {
-        let found = Mutex::new((Vec::new(), Vec::new()));
+        let found = Mutex::new((Vec::new(), Vec::new(), Vec::new()));
         (0..=255_u8).into_par_iter().try_for_each_init(EntryBuffer::default, |buffer, shard| {
-            let (mut rows, mut suspects) = (Vec::new(), Vec::new());
-            store.for_each_in_shard(
-                shard,
-                buffer,
-                |name, ino, dir| match look(store, recorded, enforced, name, ino, dir) {
-                    Some((row, true)) => rows.push(row),
-                    Some((row, false)) => {
-                        rows.push(row);
-                        suspects.push(name);
-                    }
-                    None => {}
-                },
-                drop,
-            )?;
+            let (mut rows, mut suspects, mut further) = (Vec::new(), Vec::new(), Vec::new());
+            let each = |name: ObjectName, ino, dir: &Dir| {
+                let Some((row, good)) = look(store, recorded, enforced, name, ino, dir) else { return };
+                rows.push(row);
+                suspects.extend((!good).then_some(name));
+                further.extend((name != ObjectName::first(name.id)).then_some(name));
+            };
+            store.for_each_in_shard(shard, buffer, each, drop)?;
             let mut found = found.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             found.0.append(&mut rows);
             found.1.append(&mut suspects);
+            found.2.append(&mut further);
             Ok::<_, Error>(())
         })?;
-        let (mut rows, mut suspects) = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (mut rows, mut suspects, mut further) =
+            found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         rows.par_sort_unstable();
         suspects.sort_unstable();
+        further.par_sort_unstable();
         let mut classes: Vec<u64> = rows.iter().map(|row: &ObjectRow| row.class).collect();
         classes.par_sort_unstable();
         classes.dedup();
-        Ok(Self { rows, classes, suspects })
+        Ok(Self { rows, classes, further, suspects })
     }
 
     /// Whether an inode of the store's file system is an object.
@@ -61,6 +60,13 @@ impl Objects {
     /// Whether some object has this class.
     pub fn has_class(&self, class: u64) -> bool {
         self.classes.binary_search(&class).is_ok()
+    }
+
+    /// The names that objects of this identity had.
+    pub(crate) fn names(&self, id: ObjectId) -> impl Iterator<Item = ObjectName> {
+        let from = self.further.partition_point(|name| name.id < id);
+        let further = self.further[from..].iter().copied().take_while(move |name| name.id == id);
+        std::iter::once(ObjectName::first(id)).chain(further)
     }
 
     /// What the index should remember.

@@ -58,8 +58,8 @@ struct Inode {
 struct Group {
     id: ObjectId,
     members: Vec<Inode>,
-    /// Inodes of its objects that exist already, by twin.
-    existing: Vec<u64>,
+    /// Inodes of its objects that exist already, by twin; a twin has several where the first was full.
+    existing: Vec<Vec<u64>>,
 }
 
 /// What a plan would do, in numbers.
@@ -277,32 +277,35 @@ impl<'a> Planner<'a> {
             .map(|run| {
                 let class = items[run[0].1.first as usize].class;
                 let mut found = Vec::new();
-                while let Some(store) = self.store.filter(|_| self.objects.has_class(class)) {
-                    let twin = found.len() as u16;
-                    let name = ObjectName { id: run[0].0, twin, overflow: 0 };
-                    match store.stat_object(name)? {
-                        Some(stat) => found.push((name, stat.ino)),
-                        None => break,
-                    }
+                let Some(store) = self.store.filter(|_| self.objects.has_class(class)) else {
+                    return Ok(found);
+                };
+                for name in self.objects.names(run[0].0) {
+                    found.extend(store.stat_object(name)?.map(|stat| (name, stat.ino)));
                 }
                 Ok(found)
             })
             .collect()
     }
 
-    /// Reads each object that is about to get new links (law 6). A corrupt one is as good as absent, and
-    /// so are the twins behind it.
-    fn trusted(&self, existing: Vec<(ObjectName, u64)>, corrupt: &mut Vec<ObjectName>) -> Result<Vec<u64>> {
-        let mut inos = Vec::new();
+    /// Reads each object that is about to get new links (law 6). A corrupt one is as good as absent.
+    fn trusted(
+        &self,
+        existing: Vec<(ObjectName, u64)>,
+        corrupt: &mut Vec<ObjectName>,
+    ) -> Result<Vec<Vec<u64>>> {
+        let mut twins: Vec<Vec<u64>> = Vec::new();
         for (name, ino) in existing {
             let Some(store) = self.store else { continue };
             if !is_intact(self.around, store, name)? {
                 corrupt.push(name);
-                break;
+                continue;
             }
-            inos.push(ino);
+            let twin = usize::from(name.twin);
+            twins.resize(twins.len().max(twin + 1), Vec::new());
+            twins[twin].push(ino);
         }
-        Ok(inos)
+        Ok(twins)
     }
 
     /// Which guests have a name of which existing object already: they need the next twin. Only guests
@@ -311,7 +314,7 @@ impl<'a> Planner<'a> {
         let mut wanted: Vec<BTreeSet<u64>> = vec![BTreeSet::new(); self.guests.len()];
         for group in groups.iter().filter(|group| !group.existing.is_empty()) {
             for item in group.members.iter().flat_map(|inode| names_of(items, *inode)) {
-                wanted[item.guest as usize].extend(&group.existing);
+                wanted[item.guest as usize].extend(group.existing.iter().flatten());
             }
         }
         let found = Mutex::new(BTreeSet::new());
@@ -369,9 +372,9 @@ impl Plan<'_> {
     /// Gives every member of a group an object: never one that its guest has already.
     fn assign(&mut self, group: &Group, occupied: &BTreeSet<(u32, u64)>) {
         let mut used: BTreeSet<(u32, usize)> = BTreeSet::new();
-        for (twin, ino) in group.existing.iter().enumerate() {
-            let guests = 0..self.guests.len() as u32;
-            used.extend(guests.filter(|&guest| occupied.contains(&(guest, *ino))).map(|guest| (guest, twin)));
+        for (twin, inos) in group.existing.iter().enumerate() {
+            let has = |guest: &u32| inos.iter().any(|&ino| occupied.contains(&(*guest, ino)));
+            used.extend((0..self.guests.len() as u32).filter(has).map(|guest| (guest, twin)));
         }
         let mut twins: Vec<Vec<Inode>> = Vec::new();
         // Below this, a guest has every twin: a guest may have very many equal files.
@@ -391,7 +394,7 @@ impl Plan<'_> {
             twins[twin].push(inode);
         }
         for (twin, members) in twins.into_iter().enumerate() {
-            let exists = twin < group.existing.len();
+            let exists = group.existing.get(twin).is_some_and(|inos| !inos.is_empty());
             self.assign_twin(ObjectName { id: group.id, twin: twin as u16, overflow: 0 }, exists, members);
         }
     }
