@@ -72,7 +72,16 @@ pub(crate) enum Swap {
 /// What was displaced is looked at afterwards, for a guest may have replaced its name at any moment before.
 /// Then the exchange is taken back; should the guest have replaced the name yet again in between, its
 /// latest file is what stays.
+///
+/// It is looked at before, too: taking an exchange back is safe against a guest that replaces or unlinks its
+/// name in between, but one that moves it elsewhere would move our inode. So what can be known to be foreign
+/// is not touched.
 pub(crate) fn swap(fs: &dyn Fs, parked: At<'_>, place: At<'_>, ours: u64, expected: u64) -> Swap {
+    match place.dir.stat(place.name) {
+        Ok(stat) if stat.ino == expected => {}
+        Ok(_) => return Swap::Foreign,
+        Err(errno) => return Swap::Refused(errno),
+    }
     if let Err(errno) = fs.exchange(parked, place) {
         return Swap::Refused(errno);
     }
