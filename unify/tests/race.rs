@@ -127,9 +127,12 @@ impl Writer<'_> {
 
     /// Writes into the inode that is there, if it is the guest's own.
     fn in_place(&mut self, how: &'static str, path: &Path, file: usize, n: u64) -> &'static str {
+        // Before too: between the open and the look, an object may have been made another guest's own.
+        let before = std::fs::metadata(path).unwrap().ino();
+        let refused = is_object(self.world, before);
         let opened = File::options().read(true).write(true).open(path).unwrap();
         let ino = opened.metadata().unwrap().ino();
-        if is_object(self.world, ino) {
+        if refused || ino != before || is_object(self.world, ino) {
             drop(opened);
             self.replace(path, file, n);
             return "refused";
