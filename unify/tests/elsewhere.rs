@@ -93,8 +93,8 @@ const ACL: &str = r"system.posix_acl_access=\x02\x00\x00\x00\x01\x00\x06\x00\xff
 
 #[test]
 fn setuid_owners_capabilities_and_acls_do_not_spread() {
-    const NAMES: [&str; 9] =
-        ["setuid", "mode", "owner", "group", "second", "nanosecond", "capability", "acl", "user"];
+    const NAMES: [&str; 10] =
+        ["setuid", "mode", "owner", "group", "second", "nanosecond", "capability", "acl", "user", "value"];
     fixtures::need!("setuid_owners_capabilities_and_acls_do_not_spread", require_root());
     let plain = NAMES.map(|name| format!("f usr/{name} 755 0:0 @1000000000.5 \"same\"\n")).concat();
     let same = format!(
@@ -114,9 +114,11 @@ f usr/acl 744 0:0 @1000000000.5 "same"
 x usr/acl "{ACL}"
 f usr/user 755 0:0 @1000000000.5 "same"
 x usr/user user.a=b
+f usr/value 755 0:0 @1000000000.5 "same"
+x usr/value user.a=2
 "#
     );
-    let plain = plain.replace("f usr/acl 755", "f usr/acl 744");
+    let plain = plain.replace("f usr/acl 755", "f usr/acl 744") + "x usr/value user.a=1\n";
     let (_place, mut world) = world(&[&(plain + &same), &(other + &same)]);
     let mut policy = Policy::default();
     policy.add("version = 1\n[options]\nsetid = true\n", Path::new("test")).unwrap();
