@@ -187,6 +187,12 @@ impl Fs for Real {
     }
 }
 
+/// An unnamed file on the file system of a directory (`O_TMPFILE`), for asking what that can do.
+pub fn sample_file(dir: &std::path::Path) -> Result<File> {
+    let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+    Ok(fs::open(dir, flags, Mode::RUSR | Mode::WUSR)?.into())
+}
+
 /// Times for `utimensat(2)` that leave the access time alone.
 fn with_mtime(mtime: Time) -> Timestamps {
     Timestamps {

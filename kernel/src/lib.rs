@@ -25,7 +25,7 @@ mod xattr;
 
 pub use dirent::{Entry, EntryBuffer};
 pub use extent::{Extent, first_extent};
-pub use fs::{At, Fs, Metadata, Real};
+pub use fs::{At, Fs, Metadata, Real, sample_file};
 pub use handle::{Dir, File};
 pub use lease::{ReadLease, ignore_lease_breaks};
 pub use lock::{LockMode, OfdLock};
@@ -38,6 +38,11 @@ pub use rustix::io::Errno;
 
 /// What every call here returns.
 pub type Result<T> = std::result::Result<T, Errno>;
+
+/// Raises the limit of open files to what the process may have: a batch holds its directories open.
+pub fn raise_open_file_limit() {
+    sys::raise_open_file_limit();
+}
 
 /// Stops a file system at once, as a power failure would, without flushing its log. For crash tests on
 /// loop-mounted ext4 and xfs (`FS_IOC_SHUTDOWN` with `NOLOGFLUSH`).

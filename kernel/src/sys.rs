@@ -47,6 +47,13 @@ pub(crate) fn ignore_sigio() {
     unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
 }
 
+/// Raises the limit of open files as far as this process may.
+pub(crate) fn raise_open_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum }).ok();
+}
+
 /// Open-file-description lock over a whole file. `Ok(false)`: somebody else holds it.
 pub(crate) fn ofd_lock(fd: &impl AsFd, exclusive: bool) -> Result<bool> {
     let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };

@@ -32,16 +32,70 @@ impl Located {
     }
 }
 
-/// An open, locked store. Dropping it gives the lock back.
-pub struct Store {
+/// Where a store is or would be: the tree that it and its guests lie in.
+pub struct Place {
     path: PathBuf,
     base: PathBuf,
     view: Dir,
+    dev: u64,
+}
+
+impl Place {
+    /// The place of a store at `path`, whether or not there is one.
+    pub fn new(path: &Path) -> Result<Self> {
+        let (base, _) = split(path)?;
+        let view = kernel::view(base).map_err(Error::at("open", base))?;
+        let dev = view.stat_self().map_err(Error::at("stat", base))?.dev;
+        Ok(Self { path: path.to_path_buf(), base: base.to_path_buf(), view, dev })
+    }
+
+    /// Where the store is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory that holds the store and, at any depth, its guests.
+    pub fn base(&self) -> &Path {
+        &self.base
+    }
+
+    /// Device number of the file system (of the subvolume, on btrfs).
+    pub fn dev(&self) -> u64 {
+        self.dev
+    }
+
+    /// Opens the root of a guest through the store's view, so that links and renames work between the two
+    /// and nothing mounted inside the guest shows. `guest` is canonical.
+    pub fn open_guest(&self, guest: &Path) -> Result<Dir> {
+        use std::os::unix::ffi::OsStrExt;
+        let elsewhere = || Error::Elsewhere { guest: guest.to_path_buf(), store: self.path.clone() };
+        let relative = guest.strip_prefix(&self.base).map_err(|_| elsewhere())?;
+        let host = Dir::open_host(guest).and_then(|dir| dir.stat_self()).map_err(Error::at("open", guest))?;
+        let root = match self.view.open_dir(relative.as_os_str().as_bytes()) {
+            Err(Errno::XDEV) => return Err(elsewhere()),
+            other => other.map_err(Error::at("open", guest))?,
+        };
+        let stat = root.stat_self().map_err(Error::at("open", guest))?;
+        // What the host sees there is mounted, or another subvolume: no link could reach it.
+        if !stat.same_inode(&host) || stat.dev != self.dev {
+            return Err(elsewhere());
+        }
+        Ok(root)
+    }
+
+    /// The path by which the journal and the index know a guest: relative to [`Place::base`].
+    pub fn guest_key(&self, guest: &Path) -> PathBuf {
+        guest.strip_prefix(&self.base).unwrap_or(guest).to_path_buf()
+    }
+}
+
+/// An open, locked store. Dropping it gives the lock back.
+pub struct Store {
+    place: Place,
     dir: Dir,
     objects: Dir,
     quarantine: Dir,
     format: Format,
-    dev: u64,
     lock: OfdLock,
 }
 
@@ -83,8 +137,8 @@ impl Store {
     /// Opens and locks an existing store. `wait`: see [`Access`]; asked before each further try for the lock.
     pub fn open(fs: &dyn Fs, path: &Path, access: Access, wait: Option<&dyn Fn() -> bool>) -> Result<Self> {
         let (base, name) = split(path)?;
-        let view = kernel::view(base).map_err(Error::at("open", base))?;
-        let dir = match view.open_dir(name) {
+        let place = Place::new(path)?;
+        let dir = match place.view.open_dir(name) {
             Err(Errno::NOENT | Errno::NOTDIR) => return Err(Error::NoStore(base.to_path_buf())),
             other => other.map_err(Error::at("open", path))?,
         };
@@ -97,33 +151,17 @@ impl Store {
         let lock = lock::take(fs, &dir, path, access, wait)?;
         let open = |part: &[u8]| dir.open_dir(part).map_err(Error::at("open", path));
         let (objects, quarantine) = (open(b"objects")?, open(b"quarantine")?);
-        let dev = dir.stat_self().map_err(Error::at("stat", path))?.dev;
-        Ok(Self {
-            path: path.to_path_buf(),
-            base: base.to_path_buf(),
-            view,
-            dir,
-            objects,
-            quarantine,
-            format,
-            dev,
-            lock,
-        })
+        Ok(Self { place, dir, objects, quarantine, format, lock })
     }
 
     /// Where the store is.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.place.path
     }
 
-    /// The directory that holds the store and, at any depth, its guests.
-    pub fn base(&self) -> &Path {
-        &self.base
-    }
-
-    /// Device number of the store's file system (of its subvolume, on btrfs).
-    pub fn dev(&self) -> u64 {
-        self.dev
+    /// Where the store and its guests lie.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// The store's format.
@@ -151,30 +189,6 @@ impl Store {
         self.lock.file()
     }
 
-    /// Opens the root of a guest through the store's view, so that links and renames work between the two
-    /// and nothing mounted inside the guest shows. `guest` is canonical.
-    pub fn open_guest(&self, guest: &Path) -> Result<Dir> {
-        use std::os::unix::ffi::OsStrExt;
-        let elsewhere = || Error::Elsewhere { guest: guest.to_path_buf(), store: self.path.clone() };
-        let relative = guest.strip_prefix(&self.base).map_err(|_| elsewhere())?;
-        let host = Dir::open_host(guest).and_then(|dir| dir.stat_self()).map_err(Error::at("open", guest))?;
-        let root = match self.view.open_dir(relative.as_os_str().as_bytes()) {
-            Err(Errno::XDEV) => return Err(elsewhere()),
-            other => other.map_err(Error::at("open", guest))?,
-        };
-        let stat = root.stat_self().map_err(Error::at("open", guest))?;
-        // What the host sees there is mounted, or another subvolume: no link could reach it.
-        if !stat.same_inode(&host) || stat.dev != self.dev {
-            return Err(elsewhere());
-        }
-        Ok(root)
-    }
-
-    /// The path by which the journal and the index know a guest: relative to [`Store::base`].
-    pub fn guest_key(&self, guest: &Path) -> PathBuf {
-        guest.strip_prefix(&self.base).unwrap_or(guest).to_path_buf()
-    }
-
     /// Metadata of an object, if the store has it.
     pub fn stat_object(&self, name: ObjectName) -> Result<Option<Stat>> {
         match self.objects.stat(name.path().as_bytes()) {
@@ -186,7 +200,7 @@ impl Store {
 
     /// An object's path, for messages.
     pub fn object_path(&self, name: ObjectName) -> PathBuf {
-        self.path.join("objects").join(name.path())
+        self.path().join("objects").join(name.path())
     }
 
     /// Calls `each` with every object's name and inode number; names the store did not make are passed
@@ -212,7 +226,7 @@ impl Store {
         mut stranger: impl FnMut(PathBuf),
     ) -> Result<()> {
         let name = format!("{shard:02x}");
-        let path = self.path.join("objects").join(&name);
+        let path = self.path().join("objects").join(&name);
         let dir = self.objects.open_dir(name.as_bytes()).map_err(Error::at("open", &path))?;
         dir.for_each(buffer, |entry| -> kernel::Result<()> {
             match ObjectName::parse(entry.name).filter(|object| object.id.0[0] == shard) {
@@ -226,7 +240,7 @@ impl Store {
 
     /// Opens a run's directory below `staged` or `parked`, made on demand.
     pub fn run_dir(&self, fs: &dyn Fs, part: &str, run: i64) -> Result<Dir> {
-        let path = self.path.join(part);
+        let path = self.path().join(part);
         let parent = self.dir.open_dir(part.as_bytes()).map_err(Error::at("open", &path))?;
         let name = run.to_string();
         make_dir(fs, &parent, name.as_bytes(), &path)?;
@@ -235,7 +249,7 @@ impl Store {
 
     /// The runs that have a directory below `staged` or `parked`.
     pub fn run_dirs(&self, part: &str) -> Result<Vec<i64>> {
-        let path = self.path.join(part);
+        let path = self.path().join(part);
         let parent = self.dir.open_dir(part.as_bytes()).map_err(Error::at("open", &path))?;
         let names = parent.names().map_err(Error::at("read", &path))?;
         Ok(names.iter().filter_map(|name| std::str::from_utf8(name).ok()?.parse().ok()).collect())
@@ -243,7 +257,7 @@ impl Store {
 
     /// Takes a run's directory below `staged` or `parked` away; its lanes must be empty.
     pub fn remove_run_dir(&self, fs: &dyn Fs, part: &str, run: i64) -> Result<()> {
-        let path = self.path.join(part);
+        let path = self.path().join(part);
         let parent = self.dir.open_dir(part.as_bytes()).map_err(Error::at("open", &path))?;
         let name = run.to_string();
         let dir = match parent.open_dir(name.as_bytes()) {
@@ -357,6 +371,6 @@ mod tests {
     fn a_guest_elsewhere_is_refused() {
         let (_place, path) = new_store();
         let store = Store::open(&Real, &path, Access::Read, None).unwrap();
-        assert!(matches!(store.open_guest(Path::new("/proc")), Err(Error::Elsewhere { .. })));
+        assert!(matches!(store.place().open_guest(Path::new("/proc")), Err(Error::Elsewhere { .. })));
     }
 }

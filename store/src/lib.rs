@@ -22,5 +22,5 @@ mod wire;
 pub use error::{Error, Result};
 pub use format::{Format, IdentityPolicy};
 pub use identity::{ContentDigest, ObjectId, ObjectName};
-pub use layout::{Located, STORE_NAME, Store};
+pub use layout::{Located, Place, STORE_NAME, Store};
 pub use lock::{Access, Holder};

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use kernel::Dir;
-use store::Store;
+use store::Place;
 
 use crate::{Error, Result};
 
@@ -18,19 +18,19 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Opens guests through a store. No guest may be named twice or lie in another, or hold the store: its
+    /// Opens guests where a store is or would be. No guest may be named twice or lie in another, or hold the store: its
     /// root could then change what we trust.
-    pub fn open_all(store: &Store, paths: &[PathBuf]) -> Result<Vec<Self>> {
-        check_apart(store, paths)?;
-        paths.iter().map(|path| Self::open(store, path)).collect()
+    pub fn open_all(place: &Place, paths: &[PathBuf]) -> Result<Vec<Self>> {
+        check_apart(place, paths)?;
+        paths.iter().map(|path| Self::open(place, path)).collect()
     }
 
-    fn open(store: &Store, path: &Path) -> Result<Self> {
-        Ok(Self { path: path.to_path_buf(), key: store.guest_key(path), root: store.open_guest(path)? })
+    fn open(place: &Place, path: &Path) -> Result<Self> {
+        Ok(Self { path: path.to_path_buf(), key: place.guest_key(path), root: place.open_guest(path)? })
     }
 }
 
-fn check_apart(store: &Store, paths: &[PathBuf]) -> Result<()> {
+fn check_apart(place: &Place, paths: &[PathBuf]) -> Result<()> {
     let mut sorted: Vec<&PathBuf> = paths.iter().collect();
     sorted.sort();
     for pair in sorted.windows(2) {
@@ -43,8 +43,8 @@ fn check_apart(store: &Store, paths: &[PathBuf]) -> Result<()> {
             return Err(Error::Nested { outer: (*outer).clone(), inner: (*inner).clone() });
         }
     }
-    match sorted.iter().find(|path| store.path().starts_with(path)) {
-        Some(guest) => Err(Error::HoldsStore { guest: (*guest).clone(), store: store.path().to_path_buf() }),
+    match sorted.iter().find(|path| place.path().starts_with(path)) {
+        Some(guest) => Err(Error::HoldsStore { guest: (*guest).clone(), store: place.path().to_path_buf() }),
         None => Ok(()),
     }
 }

@@ -71,6 +71,13 @@ impl Judge {
         self.selection = Some(selection);
     }
 
+    /// Whether a file is one of those the judge was restricted to; any is, if it was not.
+    pub(crate) fn selects(&self, dir: &[u8], name: &[u8]) -> bool {
+        self.selection.as_ref().is_none_or(|chosen| {
+            self.packages().in_dir(dir).owner(name).is_some_and(|owner| chosen.has(owner.package))
+        })
+    }
+
     /// Whether it was restricted: what it finds is then no census of the guest.
     pub fn is_restricted(&self) -> bool {
         self.selection.is_some()

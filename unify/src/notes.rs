@@ -12,7 +12,7 @@ use kernel::Errno;
 const KEPT: usize = 1000;
 
 /// Why a file was left as it was, though policy lets us share it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Skip {
     /// Open or mapped for writing.
     Busy,

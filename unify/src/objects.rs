@@ -10,6 +10,7 @@ use store::{ObjectName, Store, identity};
 use crate::{Error, Result};
 
 /// All objects, by inode number.
+#[derive(Default)]
 pub struct Objects {
     rows: Vec<ObjectRow>,
     classes: Vec<u64>,

@@ -7,9 +7,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
-use kernel::{EntryBuffer, Errno, Kind};
+use kernel::{EntryBuffer, Errno, Kind, Time};
 use rayon::prelude::*;
-use store::index::{Census, FileRow, NONE};
+use store::index::{Census, FileRow, NONE, ObjectRow};
 use store::journal::{Action, Batch, DirRef, NameRef, Verb};
 use store::{IdentityPolicy, ObjectId, ObjectName, Store};
 
@@ -18,7 +18,7 @@ use crate::guest::Guest;
 use crate::hash::{Proof, identify, prove};
 use crate::notes::{Count, Notes, Skip, Surroundings};
 use crate::objects::Objects;
-use crate::walk::{join, to_path};
+use crate::walk::{TICK_NANOS, join, to_path};
 
 /// Files that are read before they are grouped and forgotten: bounds the memory for identities.
 const CHUNK: usize = 1 << 16;
@@ -92,7 +92,9 @@ pub struct Plan<'a> {
 /// What planning needs to know.
 pub(crate) struct Planner<'a> {
     pub(crate) around: &'a Surroundings<'a>,
-    pub(crate) store: &'a Store,
+    /// None where there is no store yet.
+    pub(crate) store: Option<&'a Store>,
+    pub(crate) identity: IdentityPolicy,
     pub(crate) guests: &'a [Guest],
     pub(crate) objects: &'a Objects,
     pub(crate) notes: &'a Notes,
@@ -101,17 +103,6 @@ pub(crate) struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    pub(crate) fn new(
-        around: &'a Surroundings<'a>,
-        store: &'a Store,
-        guests: &'a [Guest],
-        objects: &'a Objects,
-        notes: &'a Notes,
-    ) -> Self {
-        let (bytes_read, files_read) = Default::default();
-        Self { around, store, guests, objects, notes, bytes_read, files_read }
-    }
-
     /// Reads what has to be read and decides what becomes one. Identities that were computed are kept in
     /// the censuses.
     pub(crate) fn plan(&self, censuses: &'a mut [Census]) -> Result<Plan<'a>> {
@@ -119,6 +110,7 @@ impl<'a> Planner<'a> {
         let chunks = self.chunks(censuses, &items);
         let total = chunks.iter().flatten().map(|inode| row(censuses, &items, *inode).size).sum();
         self.around.observer.phase("reading", total);
+        wait_for_tick(censuses);
         let (mut groups, mut corrupt) = (Vec::new(), Vec::new());
         for chunk in chunks {
             self.group(censuses, &items, &chunk, &mut groups, &mut corrupt)?;
@@ -270,8 +262,7 @@ impl<'a> Planner<'a> {
         if file.nlink != u16::MAX && u32::from(file.nlink) != inode.names {
             return Err(Skip::LinkedOutside);
         }
-        let identity = self.store.format().identity;
-        let proof = prove(self.around, dir, name, identity, (file.ino, file.ctime))?;
+        let proof = prove(self.around, dir, name, self.identity, (file.ino, file.ctime))?;
         if proof.stat.nlink != inode.names {
             return Err(Skip::LinkedOutside);
         }
@@ -290,10 +281,10 @@ impl<'a> Planner<'a> {
             .map(|run| {
                 let class = items[run[0].1.first as usize].class;
                 let mut found = Vec::new();
-                while self.objects.has_class(class) {
+                while let Some(store) = self.store.filter(|_| self.objects.has_class(class)) {
                     let twin = found.len() as u16;
                     let name = ObjectName { id: run[0].0, twin, overflow: 0 };
-                    match self.store.stat_object(name)? {
+                    match store.stat_object(name)? {
                         Some(stat) => found.push((name, stat.ino)),
                         None => break,
                     }
@@ -312,7 +303,8 @@ impl<'a> Planner<'a> {
     ) -> Result<Vec<u64>> {
         let mut inos = Vec::new();
         for (name, ino) in existing {
-            if !is_intact(self.around, self.store, name)? {
+            let Some(store) = self.store else { continue };
+            if !is_intact(self.around, store, name)? {
                 corrupt.push(name);
                 break;
             }
@@ -368,7 +360,7 @@ fn find_inodes<'s>(
 ) {
     // What cannot be read cannot be linked into either: nothing is lost by passing it over.
     let Ok(dir) = guest.root.open_dir(&path) else { return };
-    let read = dir.for_each(&mut EntryBuffer::default(), |entry| -> std::result::Result<(), Errno> {
+    let entries = dir.for_each(&mut EntryBuffer::default(), |entry| -> std::result::Result<(), Errno> {
         if entry.kind == Kind::Directory {
             let path = join(&path, entry.name);
             scope.spawn(move |scope| find_inodes(scope, guest, number, wanted, found, path));
@@ -377,7 +369,7 @@ fn find_inodes<'s>(
         }
         Ok(())
     });
-    drop(read);
+    entries.ok();
 }
 
 impl Plan<'_> {
@@ -430,9 +422,26 @@ impl Plan<'_> {
         });
     }
 
+    /// What the index should know of the objects that the plan makes.
+    pub(crate) fn admissions(&self) -> impl Iterator<Item = ObjectRow> {
+        self.moves.iter().filter(|step| step.verb == Verb::Admit).map(|step| {
+            let file = row(self.censuses, &self.items, Inode { first: step.first, names: step.names });
+            ObjectRow { ino: file.ino, class: file.class }
+        })
+    }
+
+    pub(crate) fn censuses(&self) -> &[Census] {
+        self.censuses
+    }
+
+    /// How many actions it has.
+    pub fn actions(&self) -> u64 {
+        self.moves.len() as u64
+    }
+
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.moves.is_empty() && self.corrupt.is_empty()
+        self.moves.is_empty()
     }
 
     /// What it would do, in numbers.
@@ -510,9 +519,20 @@ impl Builder {
     pub(crate) fn dir(&mut self, guest: u32, row: u32, path: impl FnOnce() -> Vec<u8>) -> u32 {
         let next = self.batch.dirs.len() as u32;
         *self.dirs.entry((guest, row)).or_insert_with(|| {
-            self.batch.dirs.push(DirRef { guest, path: path(), mtime: kernel::Time::default() });
+            self.batch.dirs.push(DirRef { guest, path: path(), mtime: Time::default() });
             next
         })
+    }
+}
+
+/// A change time of this very tick proves nothing yet: the clock must move on before files that were
+/// written just now can be read for good.
+fn wait_for_tick(censuses: &[Census]) {
+    let now = Time::now().to_nanos();
+    let files = censuses.iter().flat_map(|census| &census.files).filter(|file| file.state == 0);
+    let fresh = files.filter(|file| (now - TICK_NANOS..=now).contains(&file.ctime)).count();
+    if fresh > 0 {
+        std::thread::sleep(std::time::Duration::from_nanos(2 * TICK_NANOS as u64));
     }
 }
 

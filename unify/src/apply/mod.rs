@@ -15,20 +15,24 @@
 mod action;
 mod parked;
 
-use kernel::{At, Dir, Errno, File, Fs, Seal, Time};
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
+use kernel::{Dir, Errno, File, Fs, Seal, Time};
 use rayon::prelude::*;
 use store::journal::{Action, Batch, Journal, RunId, Settled, Verb};
-use store::{ObjectName, Store};
+use store::{IdentityPolicy, ObjectName, Store};
 
 use crate::guest::Guest;
 use crate::notes::{Notes, Skip, Surroundings};
 use crate::walk::to_path;
 use crate::{Error, Result};
 
-pub(crate) use action::{Names, Traces};
-pub(crate) use parked::{Parking, swap};
+use action::Traces;
+pub(crate) use action::lift_seals;
+pub(crate) use parked::{Parking, Swap, swap};
 
-/// Neighbouring actions that one thread takes at a time: they mostly share a directory.
+/// Neighbouring actions that one thread takes at a time.
 const STRIDE: usize = 32;
 
 /// What a run has done so far.
@@ -52,23 +56,32 @@ pub struct Done {
 
 /// Carries out batches of one run.
 pub(crate) struct Executor<'a> {
+    mover: Mover<'a>,
+    journal: &'a Journal,
+    run: RunId,
+    durable: bool,
+    done: Done,
+}
+
+/// Moves names; shared by all threads.
+struct Mover<'a> {
     around: &'a Surroundings<'a>,
     store: &'a Store,
-    journal: &'a Journal,
     guests: &'a [Guest],
     notes: &'a Notes,
     seal: Seal,
-    run: RunId,
     parking: Parking,
     seq: u32,
-    durable: bool,
-    pub(crate) done: Done,
+    /// The first error that left a name half-way: nothing more is done then but recovery.
+    stuck: Mutex<Option<Errno>>,
 }
 
 /// A batch with its directories open.
 pub(crate) struct Stage<'a> {
     batch: &'a Batch,
     dirs: Vec<std::result::Result<Dir, Skip>>,
+    /// Directories of actions that have names in several: their times are restored when all is done.
+    spread: HashSet<u32>,
     /// Number of the first parked name of each action.
     parks: Vec<u32>,
 }
@@ -83,42 +96,82 @@ impl<'a> Executor<'a> {
         (run, seal): (RunId, Seal),
     ) -> Result<Self> {
         let parking = Parking::open(around.fs, store, run)?;
-        let done = Done::default();
-        Ok(Self { around, store, journal, guests, notes, seal, run, parking, seq: 0, durable: false, done })
+        let mover =
+            Mover { around, store, guests, notes, seal, parking, seq: 0, stuck: Mutex::default() };
+        Ok(Self { mover, journal, run, durable: false, done: Done::default() })
     }
 
     /// Carries out one batch. An error leaves an intended batch behind, which recovery settles.
     pub(crate) fn execute(&mut self, mut batch: Batch) -> Result<()> {
-        let dirs = self.open_dirs(&mut batch);
-        let stage = Stage { parks: number_parks(&batch), batch: &batch, dirs };
+        let mover = &self.mover;
+        let dirs = mover.open_dirs(&mut batch);
+        mover.note_times(&mut batch, &dirs);
+        let stage = Stage { parks: number_parks(&batch), spread: spread(&batch), batch: &batch, dirs };
         if !self.durable {
-            self.sync()?;
-            // What is linked later in this run was proven before this barrier and is unchanged since.
+            // What this run links was proven before this barrier and must be unchanged when it is linked.
+            mover.sync()?;
             self.durable = true;
         }
-        self.journal.intend(self.run, self.seq, &batch)?;
-        self.loosen(&batch)?;
-        let copies = self.copy_all(&stage)?;
-        let mut traces = self.move_names(&stage, &copies);
-        self.fasten(&batch)?;
-        self.restore_times(&stage);
-        self.sync()?;
-        let settled: Vec<Settled> = traces.iter().map(Traces::settled).collect();
-        self.journal.settle(self.run, self.seq, &settled)?;
-        if self.clean_up(&stage, &mut traces) {
-            self.restore_times(&stage);
-            let settled: Vec<Settled> = traces.iter().map(Traces::settled).collect();
-            self.journal.settle(self.run, self.seq, &settled)?;
+        self.journal.intend(self.run, mover.seq, &batch)?;
+        mover.loosen(&batch)?;
+        let copies = mover.copy_all(&stage)?;
+        let mut traces = mover.move_names(&stage, &copies);
+        mover.restore_times(&stage, &stage.spread);
+        mover.check_stuck()?;
+        mover.fasten(&batch)?;
+        mover.sync()?;
+        self.settle(&traces)?;
+        let reverted = mover.clean_up(&stage, &mut traces);
+        mover.check_stuck()?;
+        if reverted {
+            mover.restore_times(&stage, &(0..batch.dirs.len() as u32).collect());
+            self.settle(&traces)?;
         }
-        self.count(&stage, &traces);
-        self.seq += 1;
+        self.count(&batch, &traces);
+        self.mover.seq += 1;
         Ok(())
     }
 
     /// Takes the run's empty directories away.
     pub(crate) fn finish(self) -> Result<Done> {
-        self.store.remove_run_dir(self.around.fs, "parked", self.run)?;
+        self.mover.store.remove_run_dir(self.mover.around.fs, "parked", self.run)?;
         Ok(self.done)
+    }
+
+    fn settle(&self, traces: &[Traces]) -> Result<()> {
+        let settled: Vec<Settled> = traces.iter().map(Traces::settled).collect();
+        Ok(self.journal.settle(self.run, self.mover.seq, &settled)?)
+    }
+
+    fn count(&mut self, batch: &Batch, traces: &[Traces]) {
+        for (action, trace) in batch.actions.iter().zip(traces) {
+            match (action.verb, trace.settled()) {
+                (_, Settled::NotDone) => self.done.not_done += 1,
+                (Verb::Admit, _) | (_, Settled::Admitted { .. }) => self.done.admitted += 1,
+                (Verb::Link, _) => self.done.linked += 1,
+                (Verb::Detach, _) => self.done.detached += 1,
+                (Verb::Retire, _) => self.done.retired += 1,
+            }
+            self.done.freed += trace.freed;
+            self.done.taken += trace.taken;
+        }
+    }
+}
+
+impl Mover<'_> {
+    fn stuck(&self, errno: Errno) {
+        self.stuck.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(errno);
+    }
+
+    fn is_stuck(&self) -> bool {
+        self.stuck.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    fn check_stuck(&self) -> Result<()> {
+        match *self.stuck.lock().unwrap_or_else(PoisonError::into_inner) {
+            None => Ok(()),
+            Some(errno) => Err(store::Error::at("finish an exchange in", self.store.path())(errno).into()),
+        }
     }
 
     fn sync(&self) -> Result<()> {
@@ -136,20 +189,47 @@ impl<'a> Executor<'a> {
         batch.dirs.par_iter_mut().map(open).collect()
     }
 
+    /// Where identity leaves the modification time out, undo gets it from the journal.
+    fn note_times(&self, batch: &mut Batch, dirs: &[std::result::Result<Dir, Skip>]) {
+        if self.store.format().identity == IdentityPolicy::Full {
+            return;
+        }
+        let links = batch.actions.par_iter_mut().filter(|action| action.verb == Verb::Link);
+        links.for_each(|action| {
+            let Some(name) = action.names.first() else { return };
+            let Ok(dir) = &dirs[name.dir as usize] else { return };
+            action.mtime = dir.stat(&name.name).ok().map(|stat| stat.mtime);
+        });
+    }
+
     fn move_names(&self, stage: &Stage<'_>, copies: &[Option<File>]) -> Vec<Traces> {
-        let mut traces: Vec<Traces> = Vec::new();
+        let actions = &stage.batch.actions;
+        let mut traces = vec![Traces::nothing(); actions.len()];
         // Admissions of this batch must be there before its links look for them.
         for admissions in [true, false] {
-            let chosen: Vec<usize> = (0..stage.batch.actions.len())
-                .filter(|&at| (stage.batch.actions[at].verb == Verb::Admit) == admissions)
-                .collect();
-            let results: Vec<(usize, Traces)> = chosen
-                .par_iter()
-                .with_min_len(STRIDE)
-                .map(|&at| (at, self.act(stage, at, copies.get(at).and_then(Option::as_ref))))
-                .collect();
-            traces.resize(stage.batch.actions.len(), Traces::nothing());
+            let chosen: Vec<usize> =
+                (0..actions.len()).filter(|&at| (actions[at].verb == Verb::Admit) == admissions).collect();
+            let dir = |at: usize| actions[at].names.first().map(|name| name.dir);
+            let by_dir: Vec<&[usize]> = chosen.chunk_by(|a, b| dir(*a) == dir(*b)).collect();
+            let results: Vec<(usize, Traces)> =
+                by_dir.par_iter().flat_map_iter(|chunk| self.act_in_dir(stage, chunk, copies)).collect();
             results.into_iter().for_each(|(at, trace)| traces[at] = trace);
+        }
+        traces
+    }
+
+    /// Actions whose first names are in one directory. Its time tells its guest that names came or went;
+    /// none did, so it is given back at once.
+    fn act_in_dir(&self, stage: &Stage<'_>, chunk: &[usize], copies: &[Option<File>]) -> Vec<(usize, Traces)> {
+        let number = stage.batch.actions[chunk[0]].names.first().map(|name| name.dir);
+        let dir = number
+            .filter(|dir| !stage.spread.contains(dir))
+            .and_then(|dir| stage.dirs[dir as usize].as_ref().ok());
+        let before = dir.and_then(|dir| dir.stat_self().ok());
+        let act = |&at: &usize| (at, self.act(stage, at, copies.get(at).and_then(Option::as_ref)));
+        let traces = chunk.iter().map(act).collect();
+        if let (Some(dir), Some(before)) = (dir, before) {
+            restore_time(self.around.fs, dir, before.mtime);
         }
         traces
     }
@@ -190,14 +270,12 @@ impl<'a> Executor<'a> {
         reverted.into_inner()
     }
 
-    /// A directory's time tells its guest that names came or went; none did.
-    fn restore_times(&self, stage: &Stage<'_>) {
-        let restore = |(dir, opened): (&store::journal::DirRef, &std::result::Result<Dir, Skip>)| {
-            if let Ok(opened) = opened {
-                restore_time(self.around.fs, opened, dir.mtime);
+    fn restore_times(&self, stage: &Stage<'_>, dirs: &HashSet<u32>) {
+        for &number in dirs {
+            if let Ok(dir) = &stage.dirs[number as usize] {
+                restore_time(self.around.fs, dir, stage.batch.dirs[number as usize].mtime);
             }
-        };
-        stage.batch.dirs.par_iter().zip(&stage.dirs).for_each(restore);
+        }
     }
 
     /// Where a sealed inode can get no new names, its seal is off for the length of a batch.
@@ -223,20 +301,6 @@ impl<'a> Executor<'a> {
             })?;
         }
         Ok(())
-    }
-
-    fn count(&mut self, stage: &Stage<'_>, traces: &[Traces]) {
-        for (action, trace) in stage.batch.actions.iter().zip(traces) {
-            match (action.verb, trace.settled()) {
-                (_, Settled::NotDone) => self.done.not_done += 1,
-                (Verb::Admit, _) | (_, Settled::Admitted { .. }) => self.done.admitted += 1,
-                (Verb::Link, _) => self.done.linked += 1,
-                (Verb::Detach, _) => self.done.detached += 1,
-                (Verb::Retire, _) => self.done.retired += 1,
-            }
-            self.done.freed += trace.freed;
-            self.done.taken += trace.taken;
-        }
     }
 }
 
@@ -277,13 +341,8 @@ fn number_parks(batch: &Batch) -> Vec<u32> {
         .collect()
 }
 
-impl Stage<'_> {
-    /// Opens the places of an action's names: all of them, or the first reason why not.
-    fn names(&self, action: &Action) -> std::result::Result<Vec<At<'_>>, Skip> {
-        let place = |name: &'_ store::journal::NameRef| -> std::result::Result<(&Dir, u32), Skip> {
-            Ok((self.dirs[name.dir as usize].as_ref().map_err(|why| *why)?, name.dir))
-        };
-        action.names.iter().try_for_each(|name| place(name).map(drop))?;
-        Ok(Vec::new())
-    }
+/// Directories of actions that have names in more than one.
+fn spread(batch: &Batch) -> HashSet<u32> {
+    let in_several = |action: &&Action| action.names.iter().any(|name| name.dir != action.names[0].dir);
+    batch.actions.iter().filter(in_several).flat_map(|action| &action.names).map(|name| name.dir).collect()
 }

@@ -3,6 +3,7 @@
 use kernel::Dir;
 
 use super::build::{Build, absent, lines, text};
+use super::resolve::PATH;
 use super::{Malformed, Manager, Package, PackageId, Problem, Role};
 
 /// Protection rules: Alpine ships three, and no package adds more than a few. Bounded because every owned
@@ -102,16 +103,13 @@ fn wildcard(pattern: &[u8], name: &[u8], generous: bool) -> bool {
 }
 
 pub(super) fn read(build: &mut Build<'_>) {
-    for place in ["lib/apk/db", "usr/lib/apk/db"] {
-        // With merged /usr both names are one place; read it once.
-        let real = build.dirs.real(place.as_bytes(), &build.budget).map(<[u8]>::to_vec);
-        if real.is_ok_and(|real| real == place.as_bytes()) {
-            build.database(Manager::Apk, &format!("{place}/installed"), |build| read_installed(build, place));
-        }
+    for place in build.places(&["lib/apk/db", "usr/lib/apk/db"]) {
+        let path = [&place, b"/installed".as_slice()].concat();
+        build.database(Manager::Apk, &path, |build| read_installed(build, &place));
     }
 }
 
-fn read_installed(build: &mut Build<'_>, place: &str) -> Result<(), Problem> {
+fn read_installed(build: &mut Build<'_>, place: &[u8]) -> Result<(), Problem> {
     let Some(dir) = build.open(place)? else { return Ok(()) };
     let Some(content) = absent(build.budget.read(&dir, b"installed"))? else { return Ok(()) };
     let rules = read_protections(build)?;
@@ -128,6 +126,9 @@ fn read_installed(build: &mut Build<'_>, place: &str) -> Result<(), Problem> {
             (Line::Field(b'P', _), Some(_)) => return Err(Problem::Malformed("two names for one package")),
             (Line::Field(b'V', value), Some(id)) => package(build, id).version = text(value),
             (Line::Field(b'A', value), Some(id)) => package(build, id).arch = text(value),
+            (Line::Field(b'F', value), _) if value.len() > PATH => {
+                return Err(Malformed("a path beyond all limits").into());
+            }
             (Line::Field(b'F', value), _) => {
                 path.clear();
                 path.extend_from_slice(value.strip_suffix(b"/").unwrap_or(value));
@@ -160,7 +161,7 @@ fn package<'a>(build: &'a mut Build<'_>, id: PackageId) -> &'a mut Package {
 
 fn read_protections(build: &mut Build<'_>) -> Result<Vec<Protection>, Problem> {
     let mut files = Vec::new();
-    if let Some(dir) = build.open("etc/apk/protected_paths.d")? {
+    if let Some(dir) = build.open(b"etc/apk/protected_paths.d")? {
         for name in list_names(&dir)? {
             files.push(build.budget.read(&dir, &name)?);
         }

@@ -19,6 +19,13 @@ const PACKAGES: usize = 1 << 18;
 /// Bytes of one text file. A status file of 5,000 packages has 10 MB, the longest list 2 MB.
 pub(crate) const TEXT: u64 = 64 << 20;
 
+/// Warnings kept of a guest.
+const WARNINGS: usize = 100;
+const LAST_WARNING: usize = WARNINGS - 1;
+
+/// Bytes of a name or version: ten times what the longest have.
+const NAME: usize = 1024;
+
 /// Bytes read from a guest's text databases in all.
 const BYTES: u64 = 1 << 30;
 
@@ -104,8 +111,24 @@ impl<'a> Build<'a> {
     }
 
     /// Opens a directory that a manager keeps its database in, `None` without it.
-    pub(crate) fn open(&mut self, dir: &str) -> Result<Option<Dir>, Problem> {
-        absent(self.dirs.open(dir.as_bytes(), &self.budget))
+    pub(crate) fn open(&mut self, dir: &[u8]) -> Result<Option<Dir>, Problem> {
+        absent(self.dirs.open(dir, &self.budget))
+    }
+
+    /// Where directories really are, each place once: distributions link one to another.
+    pub(crate) fn places(&mut self, names: &[&str]) -> Vec<Vec<u8>> {
+        let mut places: Vec<Vec<u8>> = Vec::new();
+        for name in names {
+            // Only the deadline can fail here, and then the reader that follows says so.
+            let place = self
+                .dirs
+                .real(name.as_bytes(), &self.budget)
+                .map_or(name.as_bytes().to_vec(), <[u8]>::to_vec);
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+        places
     }
 
     /// Runs the reader of one database. If it fails, what it had added is taken back: half a database
@@ -113,19 +136,28 @@ impl<'a> Build<'a> {
     pub(crate) fn database(
         &mut self,
         manager: Manager,
-        path: &str,
+        path: &[u8],
         read: impl FnOnce(&mut Self) -> Result<(), Problem>,
     ) {
         let before = (self.packages.len(), self.owners.len());
         if let Err(problem) = read(self) {
             self.packages.truncate(before.0);
             self.owners.truncate(before.1);
-            self.warn(path.as_bytes(), problem.to_string(), manager.consequence());
+            self.warn(path, problem.to_string(), manager.consequence());
         }
     }
 
+    /// Keeps the first [`WARNINGS`]; the last of them says that there were more.
     pub(crate) fn warn(&mut self, path: &[u8], what: String, consequence: String) {
-        self.warnings.push(Warning { path: path.to_vec(), what, consequence });
+        match self.warnings.len() {
+            WARNINGS.. => {}
+            LAST_WARNING => self.warnings.push(Warning {
+                path: path.to_vec(),
+                what: "many more problems of this kind".into(),
+                consequence: "the package database should be repaired in the guest".into(),
+            }),
+            _ => self.warnings.push(Warning { path: path.to_vec(), what, consequence }),
+        }
     }
 }
 
@@ -143,7 +175,7 @@ pub(crate) fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line))
 }
 
-/// Text for people out of a guest's bytes.
+/// A name or version out of a guest's bytes, cut at [`NAME`].
 pub(crate) fn text(bytes: &[u8]) -> Box<str> {
-    String::from_utf8_lossy(bytes).into()
+    String::from_utf8_lossy(&bytes[..bytes.len().min(NAME)]).into()
 }

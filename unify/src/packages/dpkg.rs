@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use kernel::{Dir, Errno};
 
-use super::build::{Build, absent, lines, text};
+use super::build::{Build, TEXT, absent, lines, text};
 use super::{Malformed, Manager, Package, PackageId, Problem, Role};
 
-const ADMIN: &str = "var/lib/dpkg";
+const ADMIN: &[u8] = b"var/lib/dpkg";
 
 /// Files in `status.d` or `updates`: a distroless image has dozens of the former, an interrupted dpkg some
 /// hundreds of the latter.
@@ -154,8 +154,8 @@ pub fn md5sums(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 pub(super) fn read(build: &mut Build<'_>) {
-    build.database(Manager::Dpkg, "var/lib/dpkg/status", read_status);
-    build.database(Manager::Dpkg, "var/lib/dpkg/status.d", read_status_d);
+    build.database(Manager::Dpkg, b"var/lib/dpkg/status", read_status);
+    build.database(Manager::Dpkg, b"var/lib/dpkg/status.d", read_status_d);
 }
 
 fn read_status(build: &mut Build<'_>) -> Result<(), Problem> {
@@ -188,7 +188,15 @@ fn read_updates(build: &mut Build<'_>, admin: &Dir) -> Result<Vec<Vec<u8>>, Prob
     let Some(dir) = absent(admin.open_dir(b"updates").map_err(Problem::from))? else { return Ok(Vec::new()) };
     let mut names = some_names(&dir)?;
     names.retain(|name| name.iter().all(u8::is_ascii_digit));
-    names.iter().map(|name| build.budget.read(&dir, name)).collect()
+    let (mut texts, mut bytes) = (Vec::new(), 0);
+    for name in names {
+        texts.push(build.budget.read(&dir, &name)?);
+        bytes += texts.last().map_or(0, Vec::len) as u64;
+        if bytes > TEXT {
+            return Err(Problem::TooMany("updates"));
+        }
+    }
+    Ok(texts)
 }
 
 /// The names in a directory of the guest, sorted; refused beyond [`FILES`].
@@ -251,13 +259,13 @@ fn read_list(build: &mut Build<'_>, stanza: &Stanza<'_>, info: Option<&Dir>) -> 
     }
     let what = "the package's file list is missing".to_string();
     let consequence = format!("files of {} count as owned by no package", String::from_utf8_lossy(name));
-    build.warn(&[ADMIN.as_bytes(), b"/info/", &plain].concat(), what, consequence);
+    build.warn(&[ADMIN, b"/info/", &plain].concat(), what, consequence);
     Ok(Vec::new())
 }
 
 /// Distroless images: a file with one entry for each package, beside the digests of its files.
 fn read_status_d(build: &mut Build<'_>) -> Result<(), Problem> {
-    let Some(dir) = build.open("var/lib/dpkg/status.d")? else { return Ok(()) };
+    let Some(dir) = build.open(b"var/lib/dpkg/status.d")? else { return Ok(()) };
     for name in some_names(&dir)?.iter().filter(|name| !name.ends_with(b".md5sums")) {
         let content = match build.budget.read(&dir, name) {
             Err(Problem::Kernel(Errno::INVAL)) => continue, // no regular file

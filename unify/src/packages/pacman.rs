@@ -33,11 +33,11 @@ pub fn backup(line: &[u8]) -> &[u8] {
 }
 
 pub(super) fn read(build: &mut Build<'_>) {
-    build.database(Manager::Pacman, "var/lib/pacman/local", read_local);
+    build.database(Manager::Pacman, b"var/lib/pacman/local", read_local);
 }
 
 fn read_local(build: &mut Build<'_>) -> Result<(), Problem> {
-    let Some(local) = build.open("var/lib/pacman/local")? else { return Ok(()) };
+    let Some(local) = build.open(b"var/lib/pacman/local")? else { return Ok(()) };
     let mut names = Vec::new();
     local.for_each(&mut EntryBuffer::default(), |entry| {
         if matches!(entry.kind, Kind::Directory | Kind::Unknown) {

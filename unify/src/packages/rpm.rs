@@ -5,6 +5,7 @@ use rusqlite::Connection;
 use rusqlite::types::ValueRef;
 
 use super::build::{Build, text};
+use super::resolve::PATH;
 use super::{Malformed, Manager, Package, Problem, Role, sqlite};
 
 /// Where distributions keep it: traditionally, Fedora and SUSE today, image based systems.
@@ -12,6 +13,9 @@ const PLACES: [&str; 3] = ["var/lib/rpm", "usr/lib/sysimage/rpm", "usr/share/rpm
 
 /// Files, or directories, of one package. The largest packages (kernel sources, TeX) have 100,000.
 const FILES: usize = 1 << 20;
+
+/// Tags of one header: rpm's own bound (`HEADER_TAGS_MAX`).
+const TAGS: u32 = 0xffff;
 
 // Tags and types: rpm's lib/rpmtag.h.
 const NAME: u32 = 1000;
@@ -56,8 +60,11 @@ pub fn header(blob: &[u8]) -> Result<Header<'_>, Malformed> {
     const SHORT: Malformed = Malformed("a header that ends too early");
     let (&tags, rest) = blob.split_first_chunk::<4>().ok_or(SHORT)?;
     let (&bytes, rest) = rest.split_first_chunk::<4>().ok_or(SHORT)?;
-    let index = (u32::from_be_bytes(tags) as usize).checked_mul(16).ok_or(SHORT)?;
-    let (index, rest) = rest.split_at_checked(index).ok_or(SHORT)?;
+    let tags = u32::from_be_bytes(tags);
+    if tags > TAGS {
+        return Err(Malformed("a header of more tags than rpm allows"));
+    }
+    let (index, rest) = rest.split_at_checked(tags as usize * 16).ok_or(SHORT)?;
     let data = rest.get(..u32::from_be_bytes(bytes) as usize).ok_or(SHORT)?;
     Ok(Header { index: index.as_chunks().0, data })
 }
@@ -179,16 +186,13 @@ fn terminated(data: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
 }
 
 pub(super) fn read(build: &mut Build<'_>) {
-    for place in PLACES {
-        // One is often a link to another; read each place once.
-        let real = build.dirs.real(place.as_bytes(), &build.budget).map(<[u8]>::to_vec);
-        if real.is_ok_and(|real| real == place.as_bytes()) {
-            build.database(Manager::Rpm, &format!("{place}/rpmdb.sqlite"), |build| read_place(build, place));
-        }
+    for place in build.places(&PLACES) {
+        let path = [&place, b"/rpmdb.sqlite".as_slice()].concat();
+        build.database(Manager::Rpm, &path, |build| read_place(build, &place));
     }
 }
 
-fn read_place(build: &mut Build<'_>, place: &str) -> Result<(), Problem> {
+fn read_place(build: &mut Build<'_>, place: &[u8]) -> Result<(), Problem> {
     let Some(dir) = build.open(place)? else { return Ok(()) };
     match sqlite::open(&dir, b"rpmdb.sqlite", build.budget.deadline())? {
         Some(connection) => read_headers(build, &connection),
@@ -204,6 +208,7 @@ fn read_headers(build: &mut Build<'_>, connection: &Connection) -> Result<(), Pr
         let ValueRef::Blob(blob) = row.get_ref(0)? else {
             return Err(Problem::Malformed("a package that is no header"));
         };
+        build.budget.check_time()?; // rows may share pages, so their number is no measure of work
         read_header(build, blob)?;
     }
     Ok(())
@@ -222,7 +227,7 @@ fn read_header(build: &mut Build<'_>, blob: &[u8]) -> Result<(), Problem> {
     let id = build.add(header.package()?)?;
     let mut path = Vec::new();
     for file in header.files()? {
-        if let Some(role) = file.role {
+        if let Some(role) = file.role.filter(|_| file.dir.len() + file.name.len() <= PATH) {
             path.clear();
             path.extend_from_slice(file.dir);
             path.extend_from_slice(file.name);
@@ -233,14 +238,14 @@ fn read_header(build: &mut Build<'_>, blob: &[u8]) -> Result<(), Problem> {
 }
 
 /// ndb and Berkeley DB are not read.
-fn warn_of_old_formats(build: &mut Build<'_>, place: &str, dir: &Dir) -> Result<(), Problem> {
+fn warn_of_old_formats(build: &mut Build<'_>, place: &[u8], dir: &Dir) -> Result<(), Problem> {
     for (name, format) in [("Packages.db", "ndb"), ("Packages", "Berkeley DB")] {
         match dir.stat(name.as_bytes()) {
             Ok(stat) if stat.size > 0 => {
-                let path = format!("{place}/{name}");
+                let path = [place, b"/", name.as_bytes()].concat();
                 let consequence = "/etc and files no package owns are treated as config; \
                     rpmdb --rebuilddb with %_db_backend sqlite, in the guest, makes a database that is read";
-                build.warn(path.as_bytes(), format!("rpm's {format} format is not read"), consequence.into());
+                build.warn(&path, format!("rpm's {format} format is not read"), consequence.into());
             }
             Ok(_) | Err(Errno::NOENT) => {}
             Err(other) => return Err(other.into()),

@@ -1,0 +1,86 @@
+//! How errors end a command: the one place where they meet exit codes.
+
+use cli::{Exit, Problem};
+use kernel::Errno;
+use rusqlite::ErrorCode;
+
+use crate::Error;
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        let exit = match &error {
+            Error::Store(error) => store_exit(error),
+            Error::Policy(_)
+            | Error::NoGuest
+            | Error::NamedTwice(_)
+            | Error::Nested { .. }
+            | Error::HoldsStore { .. }
+            | Error::NoPackage { .. }
+            | Error::NoDatabase(_)
+            | Error::BadRun { .. }
+            | Error::NotInGuest(_) => Exit::Usage,
+            Error::NoProtection { .. } => Exit::Unable,
+            Error::Interrupted => Exit::Interrupted,
+        };
+        Self::new(error.to_string()).exit(exit)
+    }
+}
+
+/// A store that can't be used as a whole ends a command before it changes anything; a call that fails
+/// later leaves it partly done.
+fn store_exit(error: &store::Error) -> Exit {
+    match error {
+        store::Error::Busy { .. } => Exit::Busy,
+        store::Error::NoStore(_) | store::Error::NotPrivate(_) => Exit::Usage,
+        store::Error::Newer { .. }
+        | store::Error::Damaged { .. }
+        | store::Error::IllegalHistory { .. }
+        | store::Error::Elsewhere { .. } => Exit::Unable,
+        store::Error::Interrupted => Exit::Interrupted,
+        store::Error::Kernel { errno, .. } => errno_exit(*errno),
+        store::Error::Database { source, .. } => match source.sqlite_error_code() {
+            Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => Exit::Unable,
+            _ => Exit::Partly,
+        },
+    }
+}
+
+fn errno_exit(errno: Errno) -> Exit {
+    match errno {
+        Errno::ROFS | Errno::PERM | Errno::ACCESS | Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOTTY => {
+            Exit::Unable
+        }
+        _ => Exit::Partly,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn exit(error: impl Into<Error>) -> Exit {
+        Problem::from(error.into()).exit_code()
+    }
+
+    #[test]
+    fn each_kind_has_its_exit_code() {
+        let path = PathBuf::from("/vservers/.store");
+        let kernel = |errno| store::Error::at("open", "/vservers")(errno);
+        assert_eq!(exit(store::Error::NoStore(path.clone())), Exit::Usage);
+        assert_eq!(exit(store::Error::Newer { path: path.clone(), what: "x".into() }), Exit::Unable);
+        assert_eq!(exit(store::Error::Interrupted), Exit::Interrupted);
+        assert_eq!(exit(kernel(Errno::ROFS)), Exit::Unable);
+        assert_eq!(exit(kernel(Errno::IO)), Exit::Partly);
+        assert_eq!(exit(Error::NamedTwice(path.clone())), Exit::Usage);
+        assert_eq!(exit(Error::NoProtection { place: path, report: String::new() }), Exit::Unable);
+        assert_eq!(exit(Error::Interrupted), Exit::Interrupted);
+    }
+
+    #[test]
+    fn the_message_is_the_errors_own() {
+        let problem = Problem::from(Error::NotInGuest("/srv/x\u{1b}[2J".into()));
+        assert_eq!(problem.to_string(), "/srv/x\\x1b[2J is not a path within the guests at hand");
+    }
+}

@@ -1,0 +1,350 @@
+//! A run put together: look, walk, read, plan, apply, remember.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use kernel::{At, Errno, Seal, Time};
+use rayon::prelude::*;
+use store::index::{Census, Index};
+use store::journal::{Batch, Journal, RunEnd, RunId, RunKind};
+use store::{IdentityPolicy, ObjectName, Place, Store};
+
+use crate::apply::{Done, Executor};
+use crate::guest::Guest;
+use crate::judge::Judge;
+use crate::notes::{Count, Notes, Skipped, Surroundings};
+use crate::objects::Objects;
+use crate::plan::{Plan, Planner, Size, is_intact};
+use crate::walk::{self, Walk};
+use crate::{Error, Result};
+
+/// The guests at hand and what decides about their files.
+pub struct Session<'a> {
+    pub(crate) around: &'a Surroundings<'a>,
+    pub(crate) place: &'a Place,
+    pub(crate) guests: Vec<Guest>,
+    pub(crate) judges: Vec<Judge>,
+    pub(crate) notes: Notes,
+}
+
+/// What a run found and did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Its number in the journal; none for a dry run or if there was nothing to do.
+    pub run: Option<RunId>,
+    /// How it ended; none for a dry run.
+    pub end: Option<RunEnd>,
+    /// Directories of the guests.
+    pub dirs: u64,
+    /// Names that were objects' already.
+    pub unified: u64,
+    /// Names of files that policy lets us share and that are not objects.
+    pub candidates: u64,
+    /// Names that stay private by policy or by type.
+    pub private: u64,
+    /// Files and bytes that were read.
+    pub read: (u64, u64),
+    /// What was planned.
+    pub planned: Size,
+    /// What was done.
+    pub done: Done,
+    /// Objects that no longer are what their names say: moved to `quarantine/`.
+    pub corrupt: Vec<ObjectName>,
+    /// Files that were left as they were, counted by short name.
+    pub skipped: BTreeMap<&'static str, u64>,
+    /// The first of them.
+    pub skipped_files: Vec<Skipped>,
+    /// Objects in the store after the run.
+    pub objects: u64,
+}
+
+impl Report {
+    /// Whether something could not be done that should have been.
+    pub fn has_failures(&self) -> bool {
+        !self.corrupt.is_empty() || self.skipped.keys().any(|name| *name == "failed")
+    }
+}
+
+/// What a look at the guests gave, before anything is decided.
+struct Survey {
+    objects: Objects,
+    censuses: Vec<Census>,
+    corrupt: Vec<ObjectName>,
+    began: Time,
+}
+
+impl<'a> Session<'a> {
+    /// Opens guests where a store is or would be; `judges` are made by the caller, one a guest.
+    pub fn open(
+        around: &'a Surroundings<'a>,
+        place: &'a Place,
+        paths: &[PathBuf],
+        judge: impl FnMut(&Guest) -> Result<Judge>,
+    ) -> Result<Self> {
+        kernel::ignore_lease_breaks();
+        let guests = Guest::open_all(place, paths)?;
+        let judges = guests.iter().map(judge).collect::<Result<_>>()?;
+        Ok(Self { around, place, guests, judges, notes: Notes::default() })
+    }
+
+    /// Restricts the guests to packages, a selection for each guest in their order.
+    pub fn restrict(&mut self, selections: Vec<crate::Selection>) {
+        self.judges.iter_mut().zip(selections).for_each(|(judge, selection)| judge.restrict(selection));
+    }
+
+    /// The guests.
+    pub fn guests(&self) -> &[Guest] {
+        &self.guests
+    }
+
+    /// Who decides about each guest's files.
+    pub fn judges(&self) -> &[Judge] {
+        &self.judges
+    }
+
+    /// Plans and shows each batch to `show`; changes nothing. `store` is none where there is none yet.
+    pub fn preview(
+        self,
+        store: Option<&Store>,
+        identity: IdentityPolicy,
+        mut show: impl FnMut(&Batch),
+    ) -> Result<Report> {
+        let index = store.and_then(Index::open_read_only);
+        let mut survey = self.survey(store, identity, index.as_ref(), None)?;
+        let plan = self.plan(store, identity, &survey.objects, &mut survey.censuses)?;
+        plan.batches().for_each(|batch| show(&batch));
+        let mut report = self.report(&plan, survey.objects.len());
+        report.corrupt.append(&mut survey.corrupt);
+        report.fill_skipped(self.notes);
+        Ok(report)
+    }
+
+    /// Plans and carries the plan out. `command` is for the journal.
+    pub fn unify(self, store: &Store, journal: &mut Journal, seal: Seal, command: &str) -> Result<Report> {
+        let identity = store.format().identity;
+        let mut index = Index::open(store).ok();
+        let mut survey = self.survey(Some(store), identity, index.as_ref(), Some(seal))?;
+        for name in &survey.corrupt {
+            quarantine(self.around, store, *name)?;
+        }
+        let corrupt = std::mem::take(&mut survey.corrupt);
+        let began = survey.began;
+        let objects = survey.objects.rows().to_vec();
+        let plan = self.plan(Some(store), identity, &survey.objects, &mut survey.censuses)?;
+        for name in &plan.corrupt {
+            quarantine(self.around, store, *name)?;
+        }
+        let mut report = self.report(&plan, survey.objects.len());
+        report.corrupt.extend(corrupt);
+        report.end = Some(RunEnd::Complete);
+        if self.around.stopping() {
+            return Err(Error::Interrupted);
+        }
+        let mut rows = objects;
+        rows.extend(plan.admissions());
+        if !plan.is_empty() {
+            let run = Run { session: &self, store, journal, seal };
+            run.carry_out(RunKind::Unify, command, plan.batches(), plan.actions(), &mut report, &[])?;
+        }
+        drop(plan);
+        report.objects += report.done.admitted;
+        self.remember(index.as_mut(), survey.censuses, rows, began);
+        report.fill_skipped(self.notes);
+        Ok(report)
+    }
+
+    /// Looks at every object once and walks every guest.
+    fn survey(
+        &self,
+        store: Option<&Store>,
+        identity: IdentityPolicy,
+        index: Option<&Index>,
+        seal: Option<Seal>,
+    ) -> Result<Survey> {
+        let began = Time::now();
+        let recorded = index.map(Index::objects).unwrap_or_default();
+        let mut objects = match store {
+            Some(store) => Objects::scan(store, &recorded, seal)?,
+            None => Objects::default(),
+        };
+        let mut corrupt = Vec::new();
+        for name in std::mem::take(&mut objects.suspects) {
+            let Some(store) = store else { continue };
+            if is_intact(self.around, store, name)? {
+                reseal(self.around, store, name, seal)?;
+            } else {
+                corrupt.push(name);
+            }
+        }
+        self.around.observer.phase("walking", 0);
+        let mut censuses = Vec::with_capacity(self.guests.len());
+        let all: Vec<(&Guest, &Judge)> = self.guests.iter().zip(&self.judges).collect();
+        // What earlier runs found is in memory for as many guests as are walked at once.
+        for some in all.chunks(rayon::current_num_threads()) {
+            let before: Vec<Option<Census>> = some
+                .iter()
+                .map(|(guest, judge)| {
+                    index
+                        .filter(|_| !judge.is_restricted())
+                        .and_then(|index| index.census(&guest.key))
+                        .filter(|census| census.fingerprint == judge.fingerprint())
+                })
+                .collect();
+            let walk = |(&(guest, judge), before): (&(&Guest, &Judge), &Option<Census>)| {
+                let (around, dev, notes) = (self.around, self.place.dev(), &self.notes);
+                let before = before.as_ref();
+                Walk { around, guest, judge, objects: &objects, dev, identity, before, notes }.run()
+            };
+            censuses.par_extend(some.par_iter().zip(&before).map(walk));
+        }
+        if self.around.stopping() {
+            return Err(Error::Interrupted);
+        }
+        Ok(Survey { objects, censuses, corrupt, began })
+    }
+
+    fn plan<'s>(
+        &'s self,
+        store: Option<&'s Store>,
+        identity: IdentityPolicy,
+        objects: &'s Objects,
+        censuses: &'s mut [Census],
+    ) -> Result<Plan<'s>> {
+        let planner = Planner {
+            around: self.around,
+            store,
+            identity,
+            guests: &self.guests,
+            objects,
+            notes: &self.notes,
+            bytes_read: Count::default(),
+            files_read: Count::default(),
+        };
+        planner.plan(censuses)
+    }
+
+    fn report(&self, plan: &Plan<'_>, objects: usize) -> Report {
+        let mut report = Report {
+            read: (plan.files_read, plan.bytes_read),
+            planned: plan.size(),
+            corrupt: plan.corrupt.clone(),
+            objects: objects as u64,
+            ..Report::default()
+        };
+        for census in plan.censuses() {
+            report.dirs += census.dirs.len() as u64;
+            report.unified += census.dirs.iter().map(|dir| u64::from(dir.unified)).sum::<u64>();
+            report.private += census.dirs.iter().map(|dir| u64::from(dir.fixed)).sum::<u64>();
+            let candidates = census.files.iter().filter(|file| file.state == 0).count() as u64;
+            report.candidates += candidates;
+            report.private += census.files.len() as u64 - candidates;
+        }
+        report
+    }
+
+    /// Keeps what was found for the next run. The index is a cache: failing to write it loses time only.
+    fn remember(
+        &self,
+        index: Option<&mut Index>,
+        mut censuses: Vec<Census>,
+        mut rows: Vec<store::index::ObjectRow>,
+        began: Time,
+    ) {
+        let Some(index) = index else { return };
+        rows.sort_unstable();
+        rows.dedup_by_key(|row| row.ino);
+        censuses.par_iter_mut().for_each(|census| walk::settle(census, began));
+        let known: Vec<(PathBuf, Option<&Census>)> = self
+            .guests
+            .iter()
+            .zip(&self.judges)
+            .zip(&censuses)
+            .filter(|((_, judge), _)| !judge.is_restricted())
+            .map(|((guest, _), census)| (guest.key.clone(), Some(census)))
+            .collect();
+        index.store(&known, &rows).ok();
+    }
+}
+
+impl Report {
+    pub(crate) fn fill_skipped(&mut self, notes: Notes) {
+        (self.skipped, self.skipped_files) = notes.into_parts();
+    }
+}
+
+/// What carrying out a plan needs.
+pub(crate) struct Run<'s, 'a> {
+    pub(crate) session: &'s Session<'a>,
+    pub(crate) store: &'s Store,
+    pub(crate) journal: &'s mut Journal,
+    pub(crate) seal: Seal,
+}
+
+impl Run<'_, '_> {
+    /// Carries out batches under one run of the journal. Stops between batches if the user wants to.
+    pub(crate) fn carry_out(
+        self,
+        kind: RunKind,
+        command: &str,
+        batches: impl Iterator<Item = Batch>,
+        actions: u64,
+        report: &mut Report,
+        undoes: &[RunId],
+    ) -> Result<()> {
+        let Session { around, guests, notes, .. } = self.session;
+        around.observer.phase("linking", actions);
+        let run = self.journal.begin(kind, command, self.seal)?;
+        report.run = Some(run);
+        let mut executor =
+            Executor::new(around, self.store, self.journal, guests, notes, (run, self.seal))?;
+        let mut end = RunEnd::Complete;
+        for batch in batches {
+            if around.stopping() {
+                end = RunEnd::Interrupted;
+                break;
+            }
+            executor.execute(batch)?;
+        }
+        report.done = executor.finish()?;
+        if end == RunEnd::Complete && report.done.not_done > 0 {
+            end = RunEnd::Partial;
+        }
+        let summary = serde_json::json!({
+            "admitted": report.done.admitted,
+            "linked": report.done.linked,
+            "detached": report.done.detached,
+            "retired": report.done.retired,
+            "not_done": report.done.not_done,
+            "freed": report.done.freed,
+            "taken": report.done.taken,
+        });
+        let undoes = if end == RunEnd::Complete { undoes } else { &[] };
+        self.journal.end(run, end, &summary.to_string(), undoes)?;
+        report.end = Some(end);
+        Ok(())
+    }
+}
+
+/// Takes a corrupt object out of the way of planners. The guests that have its inode keep it; scrubbing
+/// names them and repairs them.
+pub(crate) fn quarantine(around: &Surroundings<'_>, store: &Store, name: ObjectName) -> Result<()> {
+    let (path, file_name) = (name.path(), name.file_name());
+    let from = At::new(store.objects(), path.as_bytes());
+    for copy in 0.. {
+        let aside = format!("corrupt.{copy}.{file_name}");
+        match around.fs.rename_new(from, At::new(store.quarantine(), aside.as_bytes())) {
+            Ok(()) | Err(Errno::NOENT) => break,
+            Err(Errno::EXIST) => {}
+            Err(errno) => return Err(store::Error::at("quarantine", store.object_path(name))(errno).into()),
+        }
+    }
+    Ok(())
+}
+
+/// An object whose content is right and whose seal is off gets it back.
+fn reseal(around: &Surroundings<'_>, store: &Store, name: ObjectName, seal: Option<Seal>) -> Result<()> {
+    let Some(seal) = seal.filter(|seal| *seal != Seal::None) else { return Ok(()) };
+    let failed = |doing| store::Error::at(doing, store.object_path(name));
+    let file = store.objects().open_file(name.path().as_bytes()).map_err(failed("open"))?;
+    Ok(around.fs.seal(&file, seal).map_err(failed("seal"))?)
+}
