@@ -295,8 +295,7 @@ impl Run<'_, '_> {
         around.observer.phase("linking", actions);
         let run = self.journal.begin(kind, command, self.seal)?;
         report.run = Some(run);
-        let mut executor =
-            Executor::new(around, self.store, self.journal, guests, notes, (run, self.seal))?;
+        let mut executor = Executor::new(around, self.store, self.journal, guests, notes, (run, self.seal))?;
         let mut end = RunEnd::Complete;
         for batch in batches {
             if around.stopping() {

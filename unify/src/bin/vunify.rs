@@ -16,10 +16,10 @@ use store::journal::{Action, Batch, Journal, RunEnd, Verb};
 use store::{Access, IdentityPolicy, Located, Place, Store};
 use unify::packages::Packages;
 use unify::policy::{DIRECTORY, Mtime, Policy};
-use unify::protection::{Wish, choose};
+use unify::protection::{Wish, choose, describe};
 use unify::{
-    Error, Explanation, Guest, Judge, Observer, Report, Scope, Selection, Session, Skipped, State, Surroundings,
-    recover,
+    Error, Explanation, Guest, Judge, Observer, Report, Scope, Selection, Session, Skipped, State,
+    Surroundings, recover,
 };
 
 /// Share identical files between guests
@@ -80,7 +80,10 @@ impl Program for Args {
     const EXAMPLES: &'static [Example] = &[
         Example { line: "vunify --all --quiet", what: "Share between all guests, from cron" },
         Example { line: "vunify --dry-run web1 web2", what: "Show what would be shared" },
-        Example { line: "vunify web1 web2 web3 -- bash libc6", what: "Share two packages with reference web1" },
+        Example {
+            line: "vunify web1 web2 web3 -- bash libc6",
+            what: "Share two packages with reference web1",
+        },
         Example { line: "vunify --undo web1", what: "Give web1 private copies of everything" },
         Example { line: "vunify --explain /vservers/web1/etc/passwd", what: "Say why a file is not shared" },
     ];
@@ -149,7 +152,10 @@ fn roots(args: &Args) -> Result<Vec<PathBuf>, Problem> {
         let root = guests.resolve(name)?;
         if !looks_like_root(&root) {
             let what = "not a guest: it has no etc, usr or bin";
-            return Err(Problem::new(what).at(&root).cure("name the directory that holds its root").exit(Exit::Usage));
+            return Err(Problem::new(what)
+                .at(&root)
+                .cure("name the directory that holds its root")
+                .exit(Exit::Usage));
         }
         roots.push(root);
     }
@@ -260,15 +266,24 @@ impl Setting<'_> {
         let made = matches!(self.located, Located::Missing(_));
         if made {
             let sample = sample_in(&place)?;
-            choose(wish, &sample, place.path())?;
+            self.choose(wish, &sample, place.path())?;
             Store::create(&Real, place.path(), self.identity()?).map_err(Error::from)?;
         }
         let store = self.open_store(Access::Write)?;
-        let seal = choose(wish, store.sample(), store.path())?;
+        let seal = self.choose(wish, store.sample(), store.path())?;
         let mut journal = self.recovered(around, &store)?;
         let session = self.session(around, store.place())?;
         let report = session.unify(&store, &mut journal, seal, &command_line())?;
         Ok(self.report(&report, Some(seal)))
+    }
+
+    /// The seal of the run; where there is none, every reason is told before the error.
+    fn choose(&self, wish: Wish, sample: &kernel::File, place: &Path) -> Result<Seal, Error> {
+        choose(wish, sample, place).inspect_err(|error| {
+            if let Error::NoProtection { offers, .. } = error {
+                offers.iter().for_each(|offer| self.out.warn(&Problem::new(describe(offer))));
+            }
+        })
     }
 
     fn preview(&self, around: &Surroundings<'_>) -> Result<Exit, Problem> {
@@ -327,7 +342,9 @@ impl Setting<'_> {
             });
         }
         for kept in &outcome.kept {
-            self.out.warn(&Problem::new("kept a file of unclear origin").at(kept).cure("look at it, then remove it"));
+            self.out.warn(
+                &Problem::new("kept a file of unclear origin").at(kept).cure("look at it, then remove it"),
+            );
         }
         Ok(journal)
     }
@@ -539,11 +556,7 @@ impl<'a> Summary<'a> {
                 Count(report.candidates),
                 Count(report.private)
             ));
-            lines.push(format!(
-                "read {} files, {}",
-                Count(report.read.0),
-                HumanBytes(report.read.1)
-            ));
+            lines.push(format!("read {} files, {}", Count(report.read.0), HumanBytes(report.read.1)));
             lines.push(if args.dry.dry_run {
                 format!(
                     "would share {} more files and replace {} by them, giving back up to {}",
@@ -566,7 +579,9 @@ impl<'a> Summary<'a> {
             lines.push(format!("left alone: {} (--verbose names them)", kinds.join(", ")));
         }
         if let Some(run) = report.run {
-            lines.push(format!("run {run}: vstore log {run} shows it, vunify --undo --run {run} takes it back"));
+            lines.push(format!(
+                "run {run}: vstore log {run} shows it, vunify --undo --run {run} takes it back"
+            ));
         }
         lines.join("\n")
     }
