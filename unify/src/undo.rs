@@ -145,7 +145,7 @@ impl Session<'_> {
         let known = journal.runs()?.into_iter().find(|known| known.id == run);
         match known.ok_or(Error::BadRun { run, why: "is not in the journal" })? {
             known if known.kind != RunKind::Unify => {
-                Err(Error::BadRun { run, why: "has shared nothing: it was an undo" })
+                Err(Error::BadRun { run, why: "has shared nothing" })
             }
             known if known.undone_by.is_some() => Err(Error::BadRun { run, why: "is undone already" }),
             _ => self.shared_by(journal, run),

@@ -23,6 +23,7 @@ fn sample() -> Batch {
             action(Verb::Admit, None, vec![name(0, b"bash")]),
             action(Verb::Link, Some(time), vec![name(1, b"\xff\n"), name(0, b"sh")]),
             action(Verb::Detach, None, vec![]),
+            action(Verb::Repair, None, vec![name(0, b"bash")]),
         ],
     }
 }

@@ -79,6 +79,7 @@ impl Mover<'_> {
             Verb::Admit | Verb::Link => self.share(action, &names),
             Verb::Detach => self.detach(action, &names, copy.ok_or(Skip::NotOurs)?),
             Verb::Retire => self.retire(action, &names),
+            Verb::Repair => self.repair(action, &names),
         }
     }
 
@@ -289,6 +290,24 @@ impl Mover<'_> {
         Ok(Traces { taken: stat.allocated(), ..Traces::of(Settled::Done { overflow }) })
     }
 
+    /// A guest's names of a corrupt inode become names of the object that takes its place. The object is
+    /// proven; the corrupt inode keeps its name in quarantine, so nothing is lost by mistake.
+    fn repair(&self, action: &Action, names: &Names<'_>) -> Step<Traces> {
+        let file = names.places[0].dir.open_any(names.places[0].name).map_err(Skip::from_errno)?;
+        let lease = ReadLease::take(&file).map_err(Skip::from_errno)?;
+        if file.stat().map_err(Skip::from_errno)?.ino != action.ino {
+            return Err(Skip::NotOurs);
+        }
+        let object = self.park(action.object, names).map_err(Skip::Failed)?;
+        self.exchange_all(names, object, action.ino)?;
+        if !lease.held() {
+            // Whoever waits to write keeps what he opened.
+            self.revert(names, names.len(), action.ino, object);
+            return Err(Skip::Busy);
+        }
+        Ok(Traces::of(Settled::Done { overflow: action.object.overflow }))
+    }
+
     /// An object that one guest alone uses becomes that guest's private inode.
     fn retire(&self, action: &Action, names: &Names<'_>) -> Step<Traces> {
         let file = names.places[0].dir.open_any(names.places[0].name).map_err(Skip::from_errno)?;
@@ -321,7 +340,7 @@ impl Mover<'_> {
                 self.unpark(&names, names.len());
                 Ok(())
             }
-            (Verb::Detach, Settled::Done { .. }) => {
+            (Verb::Detach | Verb::Repair, Settled::Done { .. }) => {
                 let names = self.names(stage, at)?;
                 self.unpark(&names, names.len());
                 Ok(())
