@@ -31,7 +31,7 @@ pub use lease::{ReadLease, ignore_lease_breaks};
 pub use lock::{LockMode, OfdLock};
 pub use seal::{Offer, Seal, Verdict, probe};
 pub use stat::{Kind, Stat, Time};
-pub use view::view;
+pub use view::View;
 pub use xattr::Xattrs;
 
 pub use rustix::io::Errno;

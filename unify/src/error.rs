@@ -38,15 +38,15 @@ pub enum Error {
     },
     /// Nothing can enforce a seal.
     #[error(
-        "nothing on this host can protect shared files of {}:\n{report}the choices: --noflags, if every \
-         guest is trusted not to write into shared files in place; or one of the cures above",
+        "nothing on this host can protect shared files of {}: use --noflags if every guest is trusted not \
+         to write into them in place, or one of the cures named above",
         place.display()
     )]
     NoProtection {
         /// The store's place.
         place: PathBuf,
-        /// A line for each seal.
-        report: String,
+        /// What the host said of each seal.
+        offers: Vec<kernel::Offer>,
     },
     /// A package that was named is not there.
     #[error("{} has no package {package}: name installed packages, or ALL", guest.display())]

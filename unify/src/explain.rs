@@ -42,9 +42,11 @@ pub struct Explanation {
 impl Session<'_> {
     /// Explains one file, by its canonical path on the host.
     pub fn explain(&self, store: Option<&Store>, path: &Path) -> Result<Explanation> {
-        let found = self.guests.iter().zip(&self.judges).find_map(|(guest, judge)| {
-            Some((guest, judge, path.strip_prefix(&guest.path).ok()?))
-        });
+        let found = self
+            .guests
+            .iter()
+            .zip(&self.judges)
+            .find_map(|(guest, judge)| Some((guest, judge, path.strip_prefix(&guest.path).ok()?)));
         let (guest, judge, inside) = found.ok_or_else(|| Error::NotInGuest(path.to_path_buf()))?;
         let failed = |errno| Error::Store(store::Error::at("look at", path)(errno));
         let (dir, name) = split(inside);

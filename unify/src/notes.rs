@@ -36,10 +36,11 @@ impl Skip {
     /// What the kernel's answer to a call on a guest's file means for that file.
     pub fn from_errno(errno: Errno) -> Self {
         match errno {
-            Errno::NOENT | Errno::STALE => Self::Vanished,
             Errno::AGAIN | Errno::TXTBSY => Self::Busy,
-            // The file or a directory above it became something else meanwhile.
-            Errno::NOTDIR | Errno::ISDIR | Errno::INVAL | Errno::NXIO => Self::Vanished,
+            // Gone, or the file or a directory above it became something else meanwhile.
+            Errno::NOENT | Errno::STALE | Errno::NOTDIR | Errno::ISDIR | Errno::INVAL | Errno::NXIO => {
+                Self::Vanished
+            }
             Errno::LOOP | Errno::XDEV | Errno::NAMETOOLONG => Self::OutOfReach,
             other => Self::Failed(other),
         }

@@ -44,8 +44,7 @@ impl Objects {
             found.1.append(&mut suspects);
             Ok::<_, Error>(())
         })?;
-        let (mut rows, mut suspects) =
-            found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (mut rows, mut suspects) = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         rows.par_sort_unstable();
         suspects.sort_unstable();
         let mut classes: Vec<u64> = rows.iter().map(|row: &ObjectRow| row.class).collect();

@@ -171,9 +171,8 @@ impl<'a> Planner<'a> {
         let unknown: Vec<Inode> =
             chunk.iter().copied().filter(|inode| known_id(censuses, items, *inode).is_none()).collect();
         let mut proven: HashMap<u32, ObjectId> = self.prove_all(censuses, items, &unknown);
-        let id_of = |inode: &Inode| {
-            proven.get(&inode.first).copied().or_else(|| known_id(censuses, items, *inode))
-        };
+        let id_of =
+            |inode: &Inode| proven.get(&inode.first).copied().or_else(|| known_id(censuses, items, *inode));
         let mut sorted: Vec<(ObjectId, Inode)> =
             chunk.iter().filter_map(|inode| Some((id_of(inode)?, *inode))).collect();
         sorted.par_sort_unstable_by_key(|(id, inode)| (*id, inode.first));
@@ -272,11 +271,7 @@ impl<'a> Planner<'a> {
     }
 
     /// The objects of each group's identity that exist, with their inode numbers.
-    fn existing(
-        &self,
-        items: &[Item],
-        runs: &[&[(ObjectId, Inode)]],
-    ) -> Result<Vec<Vec<(ObjectName, u64)>>> {
+    fn existing(&self, items: &[Item], runs: &[&[(ObjectId, Inode)]]) -> Result<Vec<Vec<(ObjectName, u64)>>> {
         runs.par_iter()
             .map(|run| {
                 let class = items[run[0].1.first as usize].class;
@@ -296,11 +291,7 @@ impl<'a> Planner<'a> {
 
     /// Reads each object that is about to get new links (law 6). A corrupt one is as good as absent, and
     /// so are the twins behind it.
-    fn trusted(
-        &self,
-        existing: Vec<(ObjectName, u64)>,
-        corrupt: &mut Vec<ObjectName>,
-    ) -> Result<Vec<u64>> {
+    fn trusted(&self, existing: Vec<(ObjectName, u64)>, corrupt: &mut Vec<ObjectName>) -> Result<Vec<u64>> {
         let mut inos = Vec::new();
         for (name, ino) in existing {
             let Some(store) = self.store else { continue };

@@ -74,7 +74,7 @@ mod tests {
         assert_eq!(exit(kernel(Errno::ROFS)), Exit::Unable);
         assert_eq!(exit(kernel(Errno::IO)), Exit::Partly);
         assert_eq!(exit(Error::NamedTwice(path.clone())), Exit::Usage);
-        assert_eq!(exit(Error::NoProtection { place: path, report: String::new() }), Exit::Unable);
+        assert_eq!(exit(Error::NoProtection { place: path, offers: vec![] }), Exit::Unable);
         assert_eq!(exit(Error::Interrupted), Exit::Interrupted);
     }
 

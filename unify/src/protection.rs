@@ -19,10 +19,8 @@ pub struct Wish {
 
 /// The seal for a run on the file system of `sample`, or why there is none. `place` is for the message.
 pub fn choose(wish: Wish, sample: &File, place: &Path) -> Result<Seal> {
-    pick(wish, &probe(sample)).ok_or_else(|| {
-        let report = probe(sample).iter().map(describe).collect::<String>();
-        Error::NoProtection { place: place.to_path_buf(), report }
-    })
+    let offers = probe(sample);
+    pick(wish, &offers).ok_or_else(|| Error::NoProtection { place: place.to_path_buf(), offers })
 }
 
 /// The original options were two flags, both on by default; `--noflags` took both off, and a flag named
@@ -43,7 +41,7 @@ fn pick(wish: Wish, offers: &[Offer]) -> Option<Seal> {
 }
 
 /// One line for a seal that cannot be had, with its cure.
-fn describe(offer: &Offer) -> String {
+pub fn describe(offer: &Offer) -> String {
     let why = match &offer.verdict {
         Verdict::Enforced => "enforced",
         Verdict::Unsupported(why)
@@ -51,7 +49,7 @@ fn describe(offer: &Offer) -> String {
         | Verdict::Inactive(why)
         | Verdict::Unknown(why) => why,
     };
-    format!("  {}: {why}; to have it, {}\n", offer.seal.name(), offer.cure)
+    format!("{}: {why}; to have it, {}", offer.seal.name(), offer.cure)
 }
 
 #[cfg(test)]

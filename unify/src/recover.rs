@@ -196,12 +196,7 @@ impl Recovery<'_> {
 
     /// Names change places all or none. What is parked tells: an object's inode or copy that never got in,
     /// or what it displaced.
-    fn settle_exchange(
-        &mut self,
-        parking: &Parking,
-        action: &Action,
-        places: &[Place],
-    ) -> Result<Settled> {
+    fn settle_exchange(&mut self, parking: &Parking, action: &Action, places: &[Place]) -> Result<Settled> {
         let mut exchanged = 0;
         let mut settled = Settled::NotDone;
         for place in places {
@@ -257,13 +252,7 @@ impl Recovery<'_> {
         Ok(found)
     }
 
-    fn settle_parked(
-        &mut self,
-        parking: &Parking,
-        action: &Action,
-        place: &Place,
-        all: bool,
-    ) -> Result<()> {
+    fn settle_parked(&mut self, parking: &Parking, action: &Action, place: &Place, all: bool) -> Result<()> {
         let parked = At::new(parking.lane(place.lane), &place.parked);
         let Ok(stat) = parked.dir.stat(parked.name) else { return Ok(()) };
         let removable = match action.verb {

@@ -113,7 +113,7 @@ impl<'a> Session<'a> {
         let mut survey = self.survey(store, identity, index.as_ref(), None)?;
         let plan = self.plan(store, identity, &survey.objects, &mut survey.censuses)?;
         plan.batches().for_each(|batch| show(&batch));
-        let mut report = self.report(&plan, survey.objects.len());
+        let mut report = Report::of(&plan, survey.objects.len());
         report.corrupt.append(&mut survey.corrupt);
         report.fill_skipped(self.notes);
         Ok(report)
@@ -134,7 +134,7 @@ impl<'a> Session<'a> {
         for name in &plan.corrupt {
             quarantine(self.around, store, *name)?;
         }
-        let mut report = self.report(&plan, survey.objects.len());
+        let mut report = Report::of(&plan, survey.objects.len());
         report.corrupt.extend(corrupt);
         report.end = Some(RunEnd::Complete);
         if self.around.stopping() {
@@ -223,25 +223,6 @@ impl<'a> Session<'a> {
         planner.plan(censuses)
     }
 
-    fn report(&self, plan: &Plan<'_>, objects: usize) -> Report {
-        let mut report = Report {
-            read: (plan.files_read, plan.bytes_read),
-            planned: plan.size(),
-            corrupt: plan.corrupt.clone(),
-            objects: objects as u64,
-            ..Report::default()
-        };
-        for census in plan.censuses() {
-            report.dirs += census.dirs.len() as u64;
-            report.unified += census.dirs.iter().map(|dir| u64::from(dir.unified)).sum::<u64>();
-            report.private += census.dirs.iter().map(|dir| u64::from(dir.fixed)).sum::<u64>();
-            let candidates = census.files.iter().filter(|file| file.state == 0).count() as u64;
-            report.candidates += candidates;
-            report.private += census.files.len() as u64 - candidates;
-        }
-        report
-    }
-
     /// Keeps what was found for the next run. The index is a cache: failing to write it loses time only.
     fn remember(
         &self,
@@ -267,6 +248,25 @@ impl<'a> Session<'a> {
 }
 
 impl Report {
+    fn of(plan: &Plan<'_>, objects: usize) -> Self {
+        let mut report = Self {
+            read: (plan.files_read, plan.bytes_read),
+            planned: plan.size(),
+            corrupt: plan.corrupt.clone(),
+            objects: objects as u64,
+            ..Self::default()
+        };
+        for census in plan.censuses() {
+            report.dirs += census.dirs.len() as u64;
+            report.unified += census.dirs.iter().map(|dir| u64::from(dir.unified)).sum::<u64>();
+            report.private += census.dirs.iter().map(|dir| u64::from(dir.fixed)).sum::<u64>();
+            let candidates = census.files.iter().filter(|file| file.state == 0).count() as u64;
+            report.candidates += candidates;
+            report.private += census.files.len() as u64 - candidates;
+        }
+        report
+    }
+
     pub(crate) fn fill_skipped(&mut self, notes: Notes) {
         (self.skipped, self.skipped_files) = notes.into_parts();
     }
@@ -295,8 +295,7 @@ impl Run<'_, '_> {
         around.observer.phase("linking", actions);
         let run = self.journal.begin(kind, command, self.seal)?;
         report.run = Some(run);
-        let mut executor =
-            Executor::new(around, self.store, self.journal, guests, notes, (run, self.seal))?;
+        let mut executor = Executor::new(around, self.store, self.journal, guests, notes, (run, self.seal))?;
         let mut end = RunEnd::Complete;
         for batch in batches {
             if around.stopping() {

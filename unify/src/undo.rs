@@ -213,7 +213,9 @@ impl Session<'_> {
         guest: u32,
         path: Vec<u8>,
     ) {
-        let skip = |errno| self.notes.skip(&self.guests[guest as usize].key, to_path(&path), Skip::from_errno(errno));
+        let skip = |errno| {
+            self.notes.skip(&self.guests[guest as usize].key, to_path(&path), Skip::from_errno(errno));
+        };
         let open = || -> kernel::Result<Option<Dir>> {
             let dir = self.guests[guest as usize].root.open_dir(&path)?;
             Ok((dir.stat_self()?.dev == self.place.dev()).then_some(dir))

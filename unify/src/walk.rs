@@ -161,24 +161,27 @@ impl<'a> Walk<'a> {
         let mut found = Found::default();
         let known = self.known_subdirs(task.before);
         let mut judge = None;
-        BUFFER.with_borrow_mut(|buffer| {
-            dir.for_each(buffer, |entry| -> Result<(), Errno> {
-                match entry.kind {
-                    Kind::File if self.objects.contains(entry.ino) => found.unified += 1,
-                    Kind::Directory => found.add_dir(entry.name, entry.ino, known.get(entry.name).copied()),
-                    Kind::File | Kind::Unknown => match dir.stat(entry.name) {
-                        Ok(stat) if stat.kind == Kind::Directory => {
-                            found.add_dir(entry.name, stat.ino, None);
+        BUFFER
+            .with_borrow_mut(|buffer| {
+                dir.for_each(buffer, |entry| -> Result<(), Errno> {
+                    match entry.kind {
+                        Kind::File if self.objects.contains(entry.ino) => found.unified += 1,
+                        Kind::Directory => {
+                            found.add_dir(entry.name, entry.ino, known.get(entry.name).copied());
                         }
-                        Ok(stat) => self.judge(&mut judge, task, entry.name, &stat, &mut found),
-                        Err(errno) => self.skip(&task.path, entry.name, Skip::from_errno(errno)),
-                    },
-                    _ => found.fixed += 1,
-                }
-                Ok(())
+                        Kind::File | Kind::Unknown => match dir.stat(entry.name) {
+                            Ok(stat) if stat.kind == Kind::Directory => {
+                                found.add_dir(entry.name, stat.ino, None);
+                            }
+                            Ok(stat) => self.judge(&mut judge, task, entry.name, &stat, &mut found),
+                            Err(errno) => self.skip(&task.path, entry.name, Skip::from_errno(errno)),
+                        },
+                        _ => found.fixed += 1,
+                    }
+                    Ok(())
+                })
             })
-        })
-        .map_err(Skip::from_errno)?;
+            .map_err(Skip::from_errno)?;
         Ok(found)
     }
 

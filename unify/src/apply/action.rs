@@ -2,12 +2,12 @@
 
 use kernel::{At, Dir, Errno, File, Fs, Metadata, ReadLease, Seal, Stat};
 use rayon::prelude::*;
-use store::journal::{Action, Settled, Verb};
 use store::ObjectName;
+use store::journal::{Action, Settled, Verb};
 
 use super::{Mover, Parking, Stage, Swap, swap};
-use crate::notes::Skip;
 use crate::Result;
+use crate::notes::Skip;
 
 /// What an action left behind: what became of it, and how to tell whether what it displaced was written
 /// since.
@@ -133,10 +133,12 @@ impl Mover<'_> {
             Ok(()) if lease.held() => Ok(true),
             outcome => {
                 // Somebody waits to write, or the seal does not hold: as if nothing had been.
-                lift_seals(self.around.fs, file).and_then(|()| self.around.fs.unlink(at)).map_err(|errno| {
-                    self.stuck(errno);
-                    Skip::Failed(errno)
-                })?;
+                lift_seals(self.around.fs, file).and_then(|()| self.around.fs.unlink(at)).map_err(
+                    |errno| {
+                        self.stuck(errno);
+                        Skip::Failed(errno)
+                    },
+                )?;
                 Err(outcome.map_or_else(Skip::from_errno, |()| Skip::Busy))
             }
         }
@@ -263,14 +265,14 @@ impl Mover<'_> {
         };
         let fs = self.around.fs;
         let file = fs.create(to).map_err(Skip::Failed)?;
-        fs.copy_content(&object, &file, stat.size)
-            .and_then(|()| fs.set_metadata(&file, &metadata))
-            .map_err(|errno| {
+        fs.copy_content(&object, &file, stat.size).and_then(|()| fs.set_metadata(&file, &metadata)).map_err(
+            |errno| {
                 if let Err(errno) = fs.unlink(to) {
                     self.stuck(errno);
                 }
                 Skip::Failed(errno)
-            })?;
+            },
+        )?;
         Ok(file)
     }
 

@@ -98,8 +98,7 @@ impl<'a> Executor<'a> {
         (run, seal): (RunId, Seal),
     ) -> Result<Self> {
         let parking = Parking::open(around.fs, store, run)?;
-        let mover =
-            Mover { around, store, guests, notes, seal, parking, seq: 0, stuck: Mutex::default() };
+        let mover = Mover { around, store, guests, notes, seal, parking, seq: 0, stuck: Mutex::default() };
         Ok(Self { mover, journal, run, durable: false, done: Done::default() })
     }
 
@@ -223,7 +222,12 @@ impl Mover<'_> {
 
     /// Actions whose first names are in one directory. Its time tells its guest that names came or went;
     /// none did, so it is given back at once.
-    fn act_in_dir(&self, stage: &Stage<'_>, chunk: &[usize], copies: &[Option<File>]) -> Vec<(usize, Traces)> {
+    fn act_in_dir(
+        &self,
+        stage: &Stage<'_>,
+        chunk: &[usize],
+        copies: &[Option<File>],
+    ) -> Vec<(usize, Traces)> {
         let number = stage.batch.actions[chunk[0]].names.first().map(|name| name.dir);
         let dir = number
             .filter(|dir| !stage.spread.contains(dir))

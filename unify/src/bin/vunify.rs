@@ -16,10 +16,10 @@ use store::journal::{Action, Batch, Journal, RunEnd, Verb};
 use store::{Access, IdentityPolicy, Located, Place, Store};
 use unify::packages::Packages;
 use unify::policy::{DIRECTORY, Mtime, Policy};
-use unify::protection::{Wish, choose};
+use unify::protection::{Wish, choose, describe};
 use unify::{
-    Error, Explanation, Guest, Judge, Observer, Report, Scope, Selection, Session, Skipped, State, Surroundings,
-    recover,
+    Error, Explanation, Guest, Judge, Observer, Report, Scope, Selection, Session, Skipped, State,
+    Surroundings, recover,
 };
 
 /// Share identical files between guests
@@ -37,6 +37,7 @@ use unify::{
 /// beside the first guest. A run that is interrupted or crashes loses nothing: the next one settles it.
 #[derive(Parser)]
 #[command(name = "vunify", version, arg_required_else_help = true)]
+#[allow(clippy::struct_excessive_bools)] // flags of a command line are bools
 struct Args {
     /// Guests, by name or path
     guests: Vec<OsString>,
@@ -80,7 +81,10 @@ impl Program for Args {
     const EXAMPLES: &'static [Example] = &[
         Example { line: "vunify --all --quiet", what: "Share between all guests, from cron" },
         Example { line: "vunify --dry-run web1 web2", what: "Show what would be shared" },
-        Example { line: "vunify web1 web2 web3 -- bash libc6", what: "Share two packages with reference web1" },
+        Example {
+            line: "vunify web1 web2 web3 -- bash libc6",
+            what: "Share two packages with reference web1",
+        },
         Example { line: "vunify --undo web1", what: "Give web1 private copies of everything" },
         Example { line: "vunify --explain /vservers/web1/etc/passwd", what: "Say why a file is not shared" },
     ];
@@ -149,7 +153,10 @@ fn roots(args: &Args) -> Result<Vec<PathBuf>, Problem> {
         let root = guests.resolve(name)?;
         if !looks_like_root(&root) {
             let what = "not a guest: it has no etc, usr or bin";
-            return Err(Problem::new(what).at(&root).cure("name the directory that holds its root").exit(Exit::Usage));
+            return Err(Problem::new(what)
+                .at(&root)
+                .cure("name the directory that holds its root")
+                .exit(Exit::Usage));
         }
         roots.push(root);
     }
@@ -200,16 +207,10 @@ impl Setting<'_> {
         Ok(Store::open(&Real, self.located.path(), access, wait)?)
     }
 
-    fn policy(&self, root: &Path) -> Result<Policy, Error> {
-        let below = root.parent() == Some(Guests::from_env().base());
-        let name = root.file_name().and_then(|name| name.to_str()).filter(|_| below);
-        Ok(Policy::load(Path::new(DIRECTORY), name)?)
-    }
-
     fn session<'a>(&self, around: &'a Surroundings<'a>, place: &'a Place) -> Result<Session<'a>, Error> {
         let judge = |guest: &Guest| {
             let root = guest.root.reopen().map_err(store::Error::at("open", &guest.path))?;
-            Ok(Judge::new(root, Arc::new(self.policy(&guest.path)?)))
+            Ok(Judge::new(root, Arc::new(policy_of(&guest.path)?)))
         };
         let mut session = Session::open(around, place, &self.roots, judge)?;
         if !self.args.packages.is_empty() {
@@ -260,15 +261,24 @@ impl Setting<'_> {
         let made = matches!(self.located, Located::Missing(_));
         if made {
             let sample = sample_in(&place)?;
-            choose(wish, &sample, place.path())?;
-            Store::create(&Real, place.path(), self.identity()?).map_err(Error::from)?;
+            self.choose(wish, &sample, place.path())?;
+            Store::create(&Real, place.path(), identity()?).map_err(Error::from)?;
         }
         let store = self.open_store(Access::Write)?;
-        let seal = choose(wish, store.sample(), store.path())?;
+        let seal = self.choose(wish, store.sample(), store.path())?;
         let mut journal = self.recovered(around, &store)?;
         let session = self.session(around, store.place())?;
         let report = session.unify(&store, &mut journal, seal, &command_line())?;
         Ok(self.report(&report, Some(seal)))
+    }
+
+    /// The seal of the run; where there is none, every reason is told before the error.
+    fn choose(&self, wish: Wish, sample: &kernel::File, place: &Path) -> Result<Seal, Error> {
+        choose(wish, sample, place).inspect_err(|error| {
+            if let Error::NoProtection { offers, .. } = error {
+                offers.iter().for_each(|offer| self.out.warn(&Problem::new(describe(offer))));
+            }
+        })
     }
 
     fn preview(&self, around: &Surroundings<'_>) -> Result<Exit, Problem> {
@@ -278,19 +288,10 @@ impl Setting<'_> {
             Located::Missing(_) => None,
         };
         let place = Place::new(self.located.path()).map_err(Error::from)?;
-        let identity = store.as_ref().map_or_else(|| self.identity(), |store| Ok(store.format().identity))?;
+        let identity = store.as_ref().map_or_else(identity, |store| Ok(store.format().identity))?;
         let session = self.session(around, &place)?;
         let report = session.preview(store.as_ref(), identity, show)?;
         Ok(self.report(&report, None))
-    }
-
-    /// Whether times must be equal is decided when a store is made: its objects' ids depend on it.
-    fn identity(&self) -> Result<IdentityPolicy, Error> {
-        let policy = Policy::load(Path::new(DIRECTORY), None)?;
-        Ok(match policy.options().mtime {
-            Mtime::Keep => IdentityPolicy::Full,
-            Mtime::Relax => IdentityPolicy::WithoutMtime,
-        })
     }
 
     fn undo(&self, around: &Surroundings<'_>) -> Result<Exit, Problem> {
@@ -327,7 +328,9 @@ impl Setting<'_> {
             });
         }
         for kept in &outcome.kept {
-            self.out.warn(&Problem::new("kept a file of unclear origin").at(kept).cure("look at it, then remove it"));
+            self.out.warn(
+                &Problem::new("kept a file of unclear origin").at(kept).cure("look at it, then remove it"),
+            );
         }
         Ok(journal)
     }
@@ -406,6 +409,22 @@ impl Setting<'_> {
         let event = SkippedEvent { path: PathText::new(&path), reason: skipped.why.name() };
         self.out.detail("skipped", &event, || format!("left alone: {}: {}", event.path, skipped.why));
     }
+}
+
+/// The host's policy, and what it says of a guest below its own directory.
+fn policy_of(root: &Path) -> Result<Policy, Error> {
+    let below = root.parent() == Some(Guests::from_env().base());
+    let name = root.file_name().and_then(|name| name.to_str()).filter(|_| below);
+    Ok(Policy::load(Path::new(DIRECTORY), name)?)
+}
+
+/// Whether times must be equal is decided when a store is made: its objects' ids depend on it.
+fn identity() -> Result<IdentityPolicy, Error> {
+    let policy = Policy::load(Path::new(DIRECTORY), None)?;
+    Ok(match policy.options().mtime {
+        Mtime::Keep => IdentityPolicy::Full,
+        Mtime::Relax => IdentityPolicy::WithoutMtime,
+    })
 }
 
 /// A regular file on the file system of a store that is not there yet, for asking what can be enforced.
@@ -540,11 +559,7 @@ impl<'a> Summary<'a> {
                 Count(report.candidates),
                 Count(report.private)
             ));
-            lines.push(format!(
-                "read {} files, {}",
-                Count(report.read.0),
-                HumanBytes(report.read.1)
-            ));
+            lines.push(format!("read {} files, {}", Count(report.read.0), HumanBytes(report.read.1)));
             lines.push(if args.dry.dry_run {
                 format!(
                     "would share {} more files and replace {} by them, giving back up to {}",
@@ -567,7 +582,9 @@ impl<'a> Summary<'a> {
             lines.push(format!("left alone: {} (--verbose names them)", kinds.join(", ")));
         }
         if let Some(run) = report.run {
-            lines.push(format!("run {run}: vstore log {run} shows it, vunify --undo --run {run} takes it back"));
+            lines.push(format!(
+                "run {run}: vstore log {run} shows it, vunify --undo --run {run} takes it back"
+            ));
         }
         lines.join("\n")
     }
