@@ -23,7 +23,7 @@ use crate::apply::Executor;
 use crate::guest::Guest;
 use crate::hash::identify;
 use crate::notes::{Notes, Surroundings};
-use crate::plan::Builder;
+use crate::plan::{Builder, is_intact};
 
 /// The identity classes that good copies of these objects have, as far as that is known.
 pub(super) fn find_classes(store: &Store, corrupt: &mut [Corrupt]) {
@@ -42,6 +42,12 @@ fn class_now(store: &Store, one: &Corrupt) -> Option<u64> {
     let stat = store.quarantine().stat(one.aside.as_ref()?).ok()?;
     (stat.kind == Kind::File).then(|| class(store.format().identity, &stat))
 }
+
+/// Where copies are made: their run begins only when there are some.
+const STAGING: RunId = 0;
+
+/// Opens a file that may be a good copy.
+type Source<'s> = Box<dyn Fn() -> kernel::Result<File> + 's>;
 
 /// One repair of all that a scrub found.
 pub(super) struct Task<'a> {
@@ -69,8 +75,11 @@ impl Task<'_> {
         if wanted.is_empty() {
             return Ok(None);
         }
+        let replacements = self.replace(corrupt)?;
+        if replacements.is_empty() {
+            return Ok(None);
+        }
         let run = journal.begin(RunKind::Repair, self.command, self.seal)?;
-        let replacements = self.replace(run, corrupt)?;
         let batches = self.batches(corrupt, &replacements);
         let names: usize = batches.iter().flat_map(|batch| &batch.actions).map(|one| one.names.len()).sum();
         self.around.observer.phase("linking", names as u64);
@@ -101,27 +110,37 @@ impl Task<'_> {
     }
 
     /// Makes a good object for each corrupt one that guests hold, as far as good copies are found.
-    fn replace(&self, run: RunId, corrupt: &mut [Corrupt]) -> Result<Vec<Replacement>> {
+    fn replace(&self, corrupt: &mut [Corrupt]) -> Result<Vec<Replacement>> {
         self.around.observer.phase("copying", 0);
-        let staged = self.store.run_dir(self.around.fs, "staged", run)?;
-        let mut copies = Vec::new();
+        let staged = self.store.run_dir(self.around.fs, "staged", STAGING)?;
+        let (mut copies, mut replacements) = (Vec::new(), Vec::new());
         for (at, one) in corrupt.iter().enumerate().filter(|(_, one)| !one.names.is_empty()) {
             let name = format!("{at}").into_bytes();
+            if self.is_there(one.object)? {
+                replacements.push(Replacement { at, object: one.object });
+                continue;
+            }
             if self.copy_any(one, At::new(&staged, &name))? {
                 copies.push((at, name));
             }
         }
         // Data before names (law 4).
         self.around.fs.sync(self.store.dir()).map_err(self.failed("sync"))?;
-        let mut replacements = Vec::new();
         for (at, name) in copies {
             let object = self.publish(corrupt[at].object, At::new(&staged, &name))?;
-            corrupt[at].replaced = true;
             replacements.push(Replacement { at, object });
         }
+        replacements.iter().for_each(|replacement| corrupt[replacement.at].replaced = true);
         drop(staged);
-        self.store.remove_run_dir(self.around.fs, "staged", run)?;
+        self.store.remove_run_dir(self.around.fs, "staged", STAGING)?;
         Ok(replacements)
+    }
+
+    /// Whether an earlier repair had published a good object and was cut off before any guest got it. One
+    /// that guests have is not used: two inodes of one guest would become one.
+    fn is_there(&self, name: ObjectName) -> Result<bool> {
+        let unused = self.store.stat_object(name)?.is_some_and(|stat| stat.nlink == 1);
+        Ok(unused && is_intact(self.around, self.store, name)?)
     }
 
     fn failed(&self, doing: &'static str) -> impl FnOnce(Errno) -> store::Error {
@@ -143,8 +162,8 @@ impl Task<'_> {
 
     /// Files that may be what the corrupt object was: other objects of its identity, then private files
     /// of its class. Each is proven by its copy, so a wrong one costs time only.
-    fn sources<'s>(&'s self, one: &Corrupt) -> Result<Vec<Box<dyn Fn() -> kernel::Result<File> + 's>>> {
-        let mut sources: Vec<Box<dyn Fn() -> kernel::Result<File> + 's>> = Vec::new();
+    fn sources<'s>(&'s self, one: &Corrupt) -> Result<Vec<Source<'s>>> {
+        let mut sources: Vec<Source<'s>> = Vec::new();
         for object in self.objects_of(one.object.id)? {
             sources.push(Box::new(move || self.store.objects().open_file(object.path().as_bytes())));
         }

@@ -124,6 +124,7 @@ pub struct Scrubbed {
 }
 
 /// What one look at an object gave.
+#[derive(Clone, Copy)]
 enum Look {
     Sound { bytes: u64, sealed: bool, resealed: bool },
     Bad(Fault, u64),
