@@ -28,11 +28,10 @@ fn ioctl<T>(fd: &impl AsFd, request: libc::c_ulong, argument: &mut T) -> Result<
     check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, std::ptr::from_mut(argument)) })
 }
 
-/// `F_SETLEASE`: `F_RDLCK` takes a read lease, `F_UNLCK` gives it back.
-pub(crate) fn set_lease(fd: &impl AsFd, held: bool) -> Result<()> {
-    let kind = if held { libc::F_RDLCK } else { libc::F_UNLCK };
+/// `F_SETLEASE` with `F_RDLCK`. Closing the file gives the lease back.
+pub(crate) fn take_read_lease(fd: &impl AsFd) -> Result<()> {
     // SAFETY: F_SETLEASE takes an int; the descriptor is open.
-    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_SETLEASE, kind) }).map(drop)
+    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) }).map(drop)
 }
 
 /// Whether a read lease taken before has not been broken.
@@ -52,6 +51,11 @@ pub(crate) fn raise_open_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let now = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum }).ok();
+}
+
+/// How many files this process may have open.
+pub(crate) fn open_file_limit() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// Open-file-description lock over a whole file. `Ok(false)`: somebody else holds it.

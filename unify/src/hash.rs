@@ -1,6 +1,6 @@
 //! Reading files: under a lease, once.
 
-use kernel::{Dir, File, ReadLease, Stat, Time};
+use kernel::{Dir, File, Leased, Stat, Time};
 use store::identity::{content_digest, content_hasher, object_id};
 use store::{IdentityPolicy, ObjectId};
 
@@ -41,14 +41,14 @@ pub(crate) fn prove(
     expected: (u64, i64),
 ) -> Result<Proof, Skip> {
     let file = dir.open_any(name).map_err(Skip::from_errno)?;
-    let lease = ReadLease::take(&file).map_err(Skip::from_errno)?;
+    let leased = Leased::take(file).map_err(Skip::from_errno)?;
     let now = Time::now().to_nanos();
-    let stat = file.stat().map_err(Skip::from_errno)?;
+    let stat = leased.file().stat().map_err(Skip::from_errno)?;
     if (stat.ino, stat.ctime.to_nanos()) != expected || stat.ctime.to_nanos() > now - TICK_NANOS {
         return Err(Skip::Changed);
     }
-    let id = identify(around, &file, &stat, identity)?;
-    if lease.held() { Ok(Proof { id, stat }) } else { Err(Skip::Busy) }
+    let id = identify(around, leased.file(), &stat, identity)?;
+    if leased.held() { Ok(Proof { id, stat }) } else { Err(Skip::Busy) }
 }
 
 /// The identity of an open file as its metadata and bytes are now.

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use kernel::{At, Dir, Errno, ReadLease, Seal};
+use kernel::{At, Dir, Errno, Leased, Seal};
 use store::journal::{Action, Batch, Journal, Run, RunEnd, Settled, Verb};
 use store::{ObjectName, Store};
 
@@ -147,14 +147,17 @@ impl Recovery<'_> {
         let path = name.path();
         let file = self.store.objects().open_file(path.as_bytes()).map_err(failed("open"))?;
         let stat = file.stat().map_err(failed("stat"))?;
-        let lease = ReadLease::take(&file);
-        let intact = identify(self.around, &file, &stat, self.store.format().identity) == Ok(name.id);
-        if intact && lease.as_ref().is_ok_and(ReadLease::held) {
-            if self.seal.leaves_names_free() {
-                self.around.fs.seal(&file, self.seal).map_err(failed("seal"))?;
+        if let Ok(leased) = Leased::take(file) {
+            let file = leased.file();
+            let intact = identify(self.around, file, &stat, self.store.format().identity) == Ok(name.id);
+            if intact && leased.held() {
+                if self.seal.leaves_names_free() {
+                    self.around.fs.seal(file, self.seal).map_err(failed("seal"))?;
+                }
+                return Ok(true);
             }
-            return Ok(true);
         }
+        let file = self.store.objects().open_file(path.as_bytes()).map_err(failed("open"))?;
         if stat.nlink > 2 {
             // Others have it already: it is an object, sealed or not; scrubbing looks after it.
             return Ok(true);
@@ -341,9 +344,10 @@ impl Recovery<'_> {
     fn is_same(&self, action: &Action, parked: At<'_>) -> bool {
         let check = || -> std::result::Result<bool, Skip> {
             let file = parked.dir.open_file(parked.name).map_err(Skip::from_errno)?;
-            let _lease = ReadLease::take(&file).map_err(Skip::from_errno)?;
+            let leased = Leased::take(file).map_err(Skip::from_errno)?;
+            let file = leased.file();
             let stat = file.stat().map_err(Skip::from_errno)?;
-            let id = identify(self.around, &file, &stat, self.store.format().identity)?;
+            let id = identify(self.around, file, &stat, self.store.format().identity)?;
             Ok(id == action.object.id)
         };
         check().unwrap_or(false)

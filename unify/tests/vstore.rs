@@ -13,7 +13,7 @@ use kernel::{Dir, Errno, Fs, Real, Seal};
 use serde_json::Value;
 use store::index::Index;
 use store::journal::{Batch, Journal, RunEnd, RunKind};
-use store::{Access, IdentityPolicy, Place, STORE_NAME, Store};
+use store::{Access, IdentityPolicy, STORE_NAME, Store};
 use unify::maintain::{Scrub, Scrubbed, known_guests};
 use unify::{Guest, Judge, Session, Silent, Surroundings, policy::Policy};
 
@@ -62,11 +62,10 @@ impl World {
     fn unify(&self, guests: &[&str], seal: Seal) {
         let store = self.open();
         let mut journal = Journal::open(&store).unwrap();
-        let place = Place::new(&self.store).unwrap();
         let paths: Vec<PathBuf> = guests.iter().map(|name| self.base.join(name)).collect();
         let judge = |guest: &Guest| Ok(Judge::new(guest.root.reopen().unwrap(), Arc::new(Policy::default())));
         let around = around(&Real);
-        let session = Session::open(&around, &place, &paths, judge).unwrap();
+        let session = Session::open(&around, store.place(), &paths, judge).unwrap();
         let report = session.unify(&store, &mut journal, seal, "vunify in a test").unwrap();
         assert_eq!(report.end, Some(RunEnd::Complete), "{:?}", report.skipped_files);
     }

@@ -206,7 +206,7 @@ impl Mover<'_> {
 
     fn move_names(&self, stage: &Stage<'_>, copies: &[Option<File>]) -> Vec<Traces> {
         let actions = &stage.batch.actions;
-        let mut traces = vec![Traces::nothing(); actions.len()];
+        let mut traces: Vec<Traces> = actions.iter().map(|_| Traces::nothing()).collect();
         // Admissions of this batch must be there before its links look for them.
         for admissions in [true, false] {
             let chosen: Vec<usize> =
@@ -268,7 +268,7 @@ impl Mover<'_> {
         traces.par_iter_mut().with_min_len(STRIDE).enumerate().for_each(|(at, trace)| {
             if let Err(why) = self.second_look(stage, at, trace) {
                 self.note(stage, &stage.batch.actions[at], why);
-                if why == Skip::Busy || why == Skip::Changed {
+                if why == Skip::Busy {
                     *trace = Traces::nothing();
                     reverted.store(true, std::sync::atomic::Ordering::Relaxed);
                 }

@@ -562,7 +562,7 @@ impl<'a> Summary<'a> {
             lines.push(format!("read {} files, {}", Count(report.read.0), HumanBytes(report.read.1)));
             lines.push(if args.dry.dry_run {
                 format!(
-                    "would share {} more files and replace {} by them, giving back up to {}",
+                    "would share {} more files and replace {} by them, giving back about {}",
                     Count(planned.admits),
                     Count(planned.links),
                     HumanBytes(planned.bytes)

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 
-use kernel::{EntryBuffer, Errno, File, Kind, ReadLease, Seal};
+use kernel::{EntryBuffer, Errno, File, Kind, Leased, Seal};
 use rayon::prelude::*;
 use store::journal::{Journal, RunId};
 use store::{ObjectName, Store};
@@ -279,14 +279,10 @@ fn look_at(around: &Surroundings<'_>, store: &Store, what: Scrub, name: ObjectNa
     };
     // Where the file system has no such tags there is none to miss.
     let sealed = what.seal.is_none_or(|seal| seal.is_on(file).unwrap_or(true));
-    let lease = (!sealed && what.repair).then(|| ReadLease::take(file));
     match identify(around, file, &stat, store.format().identity) {
         Ok(id) if id == name.id => {
-            let unwritten = lease.is_some_and(|lease| lease.is_ok_and(|lease| lease.held()));
-            let resealed = match what.seal {
-                Some(seal) if unwritten => around.fs.seal(file, seal).is_ok(),
-                _ => false,
-            };
+            let seal = what.seal.filter(|_| !sealed && what.repair);
+            let resealed = seal.is_some_and(|seal| reseal(around, store, name, seal).is_ok());
             Look::Sound { bytes: stat.size, sealed, resealed }
         }
         Ok(_) => Look::Bad(Fault::Altered, stat.ino),
@@ -295,6 +291,24 @@ fn look_at(around: &Surroundings<'_>, store: &Store, what: Scrub, name: ObjectNa
         Err(Skip::Changed) if !around.stopping() => Look::Bad(Fault::Altered, stat.ino),
         Err(why) => Look::Unchecked(why),
     }
+}
+
+/// Puts a missing seal on. Somebody may have the object open for writing: it is proven once more, under a
+/// lease.
+fn reseal(
+    around: &Surroundings<'_>,
+    store: &Store,
+    name: ObjectName,
+    seal: Seal,
+) -> std::result::Result<(), Skip> {
+    let file = store.objects().open_file(name.path().as_bytes()).map_err(Skip::from_errno)?;
+    let lease = Leased::take(file).map_err(Skip::from_errno)?;
+    let stat = lease.file().stat().map_err(Skip::from_errno)?;
+    let id = identify(around, lease.file(), &stat, store.format().identity)?;
+    if id != name.id || !lease.held() {
+        return Err(Skip::Busy);
+    }
+    around.fs.seal(lease.file(), seal).map_err(Skip::Failed)
 }
 
 /// Only what the disk says of the object is a fault of it; no memory, no permission and the like are not.
