@@ -14,6 +14,7 @@ mod explain;
 mod guest;
 mod hash;
 mod judge;
+pub mod maintain;
 mod notes;
 mod objects;
 pub mod packages;

@@ -129,7 +129,7 @@ impl Recovery<'_> {
     fn settle_action(&mut self, parking: &Parking, action: &Action, places: &[Place]) -> Result<Settled> {
         match action.verb {
             Verb::Admit => self.settle_admit(action),
-            Verb::Link | Verb::Detach => self.settle_exchange(parking, action, places),
+            Verb::Link | Verb::Detach | Verb::Repair => self.settle_exchange(parking, action, places),
             Verb::Retire => self.settle_retire(action, places),
         }
     }
@@ -209,7 +209,7 @@ impl Recovery<'_> {
             }
         }
         // A Detach is done where the name is *not* the object any more.
-        let wanted = if action.verb == Verb::Link { places.len() } else { 0 };
+        let wanted = if action.verb == Verb::Detach { 0 } else { places.len() };
         let all = exchanged == wanted;
         for place in places {
             self.settle_parked(parking, action, place, all)?;
@@ -260,6 +260,7 @@ impl Recovery<'_> {
         let Ok(stat) = parked.dir.stat(parked.name) else { return Ok(()) };
         let removable = match action.verb {
             Verb::Link => self.settle_displaced(action, place, parked, stat.ino, all)?,
+            Verb::Repair => self.settle_replaced(action, place, parked, &stat)?,
             _ => self.settle_copy(action, place, parked, stat.ino)?,
         };
         if !removable {
@@ -311,6 +312,30 @@ impl Recovery<'_> {
         match (&place.dir, there) {
             (Some(dir), Some(there)) if self.is_same(action, At::new(dir, &place.name)) => {
                 self.give_back(place, parked, ino, there.ino)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// For a `Repair`: whether the parked inode can go. It is the object's link that never got in, the
+    /// corrupt inode (which quarantine has too), or a file of the guest's that was displaced by mistake;
+    /// that one goes back. Names that were exchanged stay so.
+    fn settle_replaced(
+        &self,
+        action: &Action,
+        place: &Place,
+        parked: At<'_>,
+        stat: &kernel::Stat,
+    ) -> Result<bool> {
+        if self.overflow_of(action.object, stat.ino)?.is_some() {
+            return Ok(true);
+        }
+        if stat.ino == action.ino {
+            return Ok(stat.nlink > 1);
+        }
+        match place.dir.as_ref().and_then(|dir| dir.stat(&place.name).ok()) {
+            Some(there) if self.overflow_of(action.object, there.ino)?.is_some() => {
+                self.give_back(place, parked, stat.ino, there.ino)
             }
             _ => Ok(false),
         }

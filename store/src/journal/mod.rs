@@ -58,6 +58,8 @@ pub enum RunKind {
     Unify,
     /// Names became private again.
     Undo,
+    /// Names of corrupt objects became names of good ones.
+    Repair,
 }
 
 impl RunKind {
@@ -66,11 +68,12 @@ impl RunKind {
         match self {
             Self::Unify => "unify",
             Self::Undo => "undo",
+            Self::Repair => "repair",
         }
     }
 
     fn from_name(name: &str) -> Option<Self> {
-        [Self::Unify, Self::Undo].into_iter().find(|kind| kind.name() == name)
+        [Self::Unify, Self::Undo, Self::Repair].into_iter().find(|kind| kind.name() == name)
     }
 }
 

@@ -84,6 +84,7 @@ impl Mover<'_> {
             Verb::Admit | Verb::Link => self.share(action, &names),
             Verb::Detach => self.detach(action, &names, copy.ok_or(Skip::NotOurs)?),
             Verb::Retire => self.retire(action, &names),
+            Verb::Repair => self.repair(action, &names),
         }
     }
 
@@ -292,6 +293,20 @@ impl Mover<'_> {
         Ok(Traces { taken: stat.allocated(), ..Traces::of(Settled::Done { overflow }) })
     }
 
+    /// A guest's names of a corrupt inode become names of the object that takes its place. The object is
+    /// proven; the corrupt inode keeps its name in quarantine, so nothing is lost by mistake.
+    fn repair(&self, action: &Action, names: &Names<'_>) -> Step<Traces> {
+        let file = names.places[0].dir.open_any(names.places[0].name).map_err(Skip::from_errno)?;
+        let lease = Leased::take(file).map_err(Skip::from_errno)?;
+        if lease.file().stat().map_err(Skip::from_errno)?.ino != action.ino {
+            return Err(Skip::NotOurs);
+        }
+        let object = self.park(action.object, names).map_err(Skip::Failed)?;
+        self.exchange_all(names, object, action.ino)?;
+        let done = Traces::of(Settled::Done { overflow: action.object.overflow });
+        Ok(Traces { lease: Some(lease), object, ..done })
+    }
+
     /// An object that one guest alone uses becomes that guest's private inode.
     fn retire(&self, action: &Action, names: &Names<'_>) -> Step<Traces> {
         let file = names.places[0].dir.open_any(names.places[0].name).map_err(Skip::from_errno)?;
@@ -322,7 +337,7 @@ impl Mover<'_> {
         };
         let names = self.names(stage, at)?;
         match (lease.held(), trace.settled) {
-            (held, Settled::Done { .. }) if action.verb == Verb::Link => {
+            (held, Settled::Done { .. }) if matches!(action.verb, Verb::Link | Verb::Repair) => {
                 if held {
                     self.unpark(&names, names.len());
                     return Ok(());

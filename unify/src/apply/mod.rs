@@ -46,6 +46,8 @@ pub struct Done {
     pub detached: u64,
     /// Objects that became private files where they were.
     pub retired: u64,
+    /// Corrupt inodes that were replaced in a guest by a good object.
+    pub repaired: u64,
     /// Actions that were not done.
     pub not_done: u64,
     /// Space given back, in allocated bytes.
@@ -150,6 +152,7 @@ impl<'a> Executor<'a> {
                 (Verb::Link, _) => self.done.linked += 1,
                 (Verb::Detach, _) => self.done.detached += 1,
                 (Verb::Retire, _) => self.done.retired += 1,
+                (Verb::Repair, _) => self.done.repaired += 1,
             }
             self.done.freed += trace.freed;
             self.done.taken += trace.taken;

@@ -371,6 +371,7 @@ impl Setting<'_> {
             Verb::Link => "replace by the shared file",
             Verb::Detach => "replace by a private copy",
             Verb::Retire => "make private where it is",
+            Verb::Repair => "replace by a good object",
         };
         self.out.event("action", &shown, || {
             let paths: Vec<String> = shown.paths.iter().map(ToString::to_string).collect();
