@@ -28,6 +28,8 @@ pub enum Skip {
     Sparse,
     /// A path of more than 64 KiB, or a symbolic link or mount where a directory was.
     OutOfReach,
+    /// The file system has a reason of its own not to share this file's extents.
+    CannotShare,
     /// The kernel refused.
     Failed(Errno),
 }
@@ -62,6 +64,7 @@ impl Skip {
             Self::NotOurs => "replaced",
             Self::Sparse => "sparse",
             Self::OutOfReach => "out-of-reach",
+            Self::CannotShare => "cannot-share",
             Self::Failed(_) => "failed",
         }
     }
@@ -79,6 +82,9 @@ impl fmt::Display for Skip {
             Self::NotOurs => f.write_str("replaced by the guest since it was shared"),
             Self::Sparse => f.write_str("nearly all holes: nothing to save"),
             Self::OutOfReach => f.write_str("the path is too long, or a link or mount is in the way"),
+            Self::CannotShare => f.write_str(
+                "its extents cannot be shared (a swap file, or copy-on-write or checksums are off)",
+            ),
             Self::Failed(errno) => f.write_str(&kernel::explain(*errno)),
         }
     }
