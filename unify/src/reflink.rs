@@ -288,20 +288,24 @@ impl<'p, 's> Pass<'p, 's> {
 
     fn objects_of_sizes(&self, store: &Store, files: &[Candidate]) -> crate::Result<Vec<Candidate>> {
         let wanted: HashSet<u64> = files.iter().map(|file| file.size).collect();
-        let mut found = Vec::new();
-        for &name in self.objects.values() {
-            let Some(stat) = store.stat_object(name)? else { continue };
-            if wanted.contains(&stat.size) && stat.kind == Kind::File {
-                found.push(Candidate {
-                    size: stat.size,
-                    dev: stat.dev,
-                    ino: stat.ino,
-                    allocated: stat.allocated(),
-                    place: Where::Object(name),
-                    fixed: true,
-                });
-            }
-        }
+        let look = |&name: &ObjectName| {
+            let stat = match store.stat_object(name) {
+                Ok(Some(stat)) if wanted.contains(&stat.size) && stat.kind == Kind::File => stat,
+                Ok(_) => return None,
+                Err(error) => return Some(Err(error)),
+            };
+            Some(Ok(Candidate {
+                size: stat.size,
+                dev: stat.dev,
+                ino: stat.ino,
+                allocated: stat.allocated(),
+                place: Where::Object(name),
+                fixed: true,
+            }))
+        };
+        let found: store::Result<Vec<Candidate>> =
+            self.objects.par_iter().filter_map(|(_, name)| look(name)).collect();
+        let mut found = found?;
         found.sort_unstable_by_key(|file| file.ino);
         Ok(found)
     }
