@@ -315,7 +315,10 @@ fn gc_empties_quarantine_of_what_nobody_needs() {
     let ran = world.run(&["gc", "--quarantine"]);
     let summary = ran.summary();
     assert_eq!((ran.code, summary["quarantine_removed"].as_u64()), (Some(0), Some(1)));
-    assert_eq!((summary["quarantine_held"].as_u64(), summary["quarantine_unclear"].as_u64()), (Some(1), Some(1)));
+    assert_eq!(
+        (summary["quarantine_held"].as_u64(), summary["quarantine_unclear"].as_u64()),
+        (Some(1), Some(1))
+    );
     let kept = world.kept();
     assert!(kept.len() == 2 && kept[1] == "unclear.0.0", "{kept:?}");
 }
@@ -343,7 +346,10 @@ fn scrub_of_a_sound_store_finds_nothing() {
     let before = world.snapshot();
     let ran = world.run(&["scrub", "--repair"]);
     assert_eq!(ran.code, Some(0), "{}", ran.errors);
-    assert_eq!((ran.summary()["checked"].as_u64(), ran.summary()["checked_bytes"].as_u64()), (Some(2), Some(10_000)));
+    assert_eq!(
+        (ran.summary()["checked"].as_u64(), ran.summary()["checked_bytes"].as_u64()),
+        (Some(2), Some(10_000))
+    );
     world.assert_same(&before);
 }
 
@@ -375,8 +381,10 @@ fn a_corrupt_object_is_found_named_and_taken_out_of_use() {
     assert_eq!(ran.code, Some(1), "{}", ran.errors);
     let [corrupt] = ran.events("corrupt")[..] else { panic!("{:?}", ran.events) };
     assert_eq!(corrupt["fault"], "altered");
-    let expected: Vec<String> =
-        ["a", "b", "c"].iter().flat_map(|g| [format!("{g}/usr/bin/deux"), format!("{g}/usr/bin/two")]).collect();
+    let expected: Vec<String> = ["a", "b", "c"]
+        .iter()
+        .flat_map(|g| [format!("{g}/usr/bin/deux"), format!("{g}/usr/bin/two")])
+        .collect();
     assert_eq!(holders(corrupt), expected);
     assert_eq!((corrupt["elsewhere"].as_u64(), corrupt["left"].as_u64()), (Some(0), Some(6)));
     assert_eq!(world.kept().len(), 1);
