@@ -13,6 +13,7 @@
 
 mod dirent;
 mod extent;
+mod flags;
 mod fs;
 mod handle;
 mod lease;

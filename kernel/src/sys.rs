@@ -10,6 +10,7 @@ const FS_IOC_FIEMAP: libc::c_ulong = 0xC020_660B;
 const FIDEDUPERANGE: libc::c_ulong = 0xC018_9436;
 const FS_IOC_ENABLE_VERITY: libc::c_ulong = 0x4080_6685;
 const FS_IOC_MEASURE_VERITY: libc::c_ulong = 0xC004_6686;
+const FS_IOC_FSGETXATTR: libc::c_ulong = 0x801C_581F;
 const FS_IOC_SHUTDOWN: libc::c_ulong = 0x8004_587D;
 const SHUTDOWN_NOLOGFLUSH: u32 = 2;
 
@@ -173,4 +174,22 @@ pub(crate) fn measure_verity(fd: &impl AsFd) -> Result<()> {
 pub(crate) fn shutdown_without_log_flush(fd: &impl AsFd) -> Result<()> {
     let mut how = SHUTDOWN_NOLOGFLUSH;
     ioctl(fd, FS_IOC_SHUTDOWN, &mut how).map(drop)
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Fsxattr {
+    xflags: u32,
+    extsize: u32,
+    nextents: u32,
+    projid: u32,
+    cowextsize: u32,
+    pad: [u8; 8],
+}
+
+/// The project that a file's space is charged to, 0 for none.
+pub(crate) fn project(fd: &impl AsFd) -> Result<u32> {
+    let mut attributes = Fsxattr::default();
+    ioctl(fd, FS_IOC_FSGETXATTR, &mut attributes)?;
+    Ok(attributes.projid)
 }

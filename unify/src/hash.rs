@@ -13,8 +13,9 @@ const PIECE: usize = 128 * 1024;
 /// From this size on, one file is worth several threads: pieces of this size are hashed by all.
 const LARGE: u64 = 16 << 20;
 
-/// Bigger files that are mostly holes are left alone: reading nothing takes as long as reading something.
-const SPARSE: u64 = 1 << 30;
+/// Bigger files that are mostly holes are left alone: reading nothing takes as long as reading something,
+/// and a guest could make us read a million times the space it uses.
+const SPARSE: u64 = 1 << 20;
 
 thread_local! {
     static BUFFER: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
@@ -46,6 +47,10 @@ pub(crate) fn prove(
     let stat = leased.file().stat().map_err(Skip::from_errno)?;
     if (stat.ino, stat.ctime.to_nanos()) != expected || stat.ctime.to_nanos() > now - TICK_NANOS {
         return Err(Skip::Changed);
+    }
+    // Setting one later changes the change time, which is looked at again when the file is shared.
+    if leased.file().is_marked().map_err(Skip::from_errno)? {
+        return Err(Skip::Marked);
     }
     let id = identify(around, leased.file(), &stat, identity)?;
     if leased.held() { Ok(Proof { id, stat }) } else { Err(Skip::Busy) }

@@ -26,6 +26,8 @@ pub enum Skip {
     NotOurs,
     /// Huge and nearly all holes: nothing to save, long to read.
     Sparse,
+    /// Marked by `chattr(1)`: inode flags or a project, which a link would spread.
+    Marked,
     /// A path of more than 64 KiB, or a symbolic link or mount where a directory was.
     OutOfReach,
     /// The kernel refused.
@@ -61,6 +63,7 @@ impl Skip {
             Self::LinkedOutside => "linked-outside",
             Self::NotOurs => "replaced",
             Self::Sparse => "sparse",
+            Self::Marked => "marked",
             Self::OutOfReach => "out-of-reach",
             Self::Failed(_) => "failed",
         }
@@ -78,6 +81,7 @@ impl fmt::Display for Skip {
             }
             Self::NotOurs => f.write_str("replaced by the guest since it was shared"),
             Self::Sparse => f.write_str("nearly all holes: nothing to save"),
+            Self::Marked => f.write_str("has inode flags or a project (chattr) that a link would spread"),
             Self::OutOfReach => f.write_str("the path is too long, or a link or mount is in the way"),
             Self::Failed(errno) => f.write_str(&kernel::explain(*errno)),
         }
