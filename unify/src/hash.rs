@@ -2,7 +2,7 @@
 
 use kernel::{Dir, File, Leased, Stat, Time};
 use store::identity::{content_digest, content_hasher, object_id};
-use store::{IdentityPolicy, ObjectId};
+use store::{ContentDigest, IdentityPolicy, ObjectId};
 
 use crate::notes::{Skip, Surroundings};
 use crate::walk::TICK_NANOS;
@@ -63,18 +63,27 @@ pub(crate) fn identify(
     stat: &Stat,
     identity: IdentityPolicy,
 ) -> Result<ObjectId, Skip> {
-    if stat.size > SPARSE && stat.allocated() < stat.size / 16 {
+    if is_hollow(stat) {
         return Err(Skip::Sparse);
     }
     let xattrs = file.xattrs().map_err(Skip::from_errno)?;
+    Ok(object_id(identity, stat, &xattrs, &digest(around, file, stat.size)?))
+}
+
+/// Huge and nearly all holes.
+pub(crate) fn is_hollow(stat: &Stat) -> bool {
+    stat.size > SPARSE && stat.allocated() < stat.size / 16
+}
+
+/// The digest of the first `size` bytes of a file as they are now.
+pub(crate) fn digest(around: &Surroundings<'_>, file: &File, size: u64) -> Result<ContentDigest, Skip> {
     // Taken, not borrowed: while a large file is hashed by all threads, this one may begin another.
     let mut buffer = BUFFER.take();
-    let hasher = read(around, file, stat.size, &mut buffer);
+    let hasher = read(around, file, size, &mut buffer);
     buffer.truncate(PIECE);
     buffer.shrink_to(PIECE);
     BUFFER.set(buffer);
-    let hasher = hasher?;
-    Ok(object_id(identity, stat, &xattrs, &content_digest(&hasher)))
+    Ok(content_digest(&hasher?))
 }
 
 fn read(

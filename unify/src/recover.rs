@@ -83,7 +83,9 @@ impl Recovery<'_> {
     }
 
     fn settle_batch(&mut self, run: i64, seq: u32, batch: &Batch) -> Result<Vec<Settled>> {
-        let parking = Parking::open(self.around.fs, self.store, run)?;
+        let mut parking = Parking::open(self.around.fs, self.store, run)?;
+        let names = batch.actions.iter().map(|action| action.names.len() as u32).sum();
+        parking.prepare(self.around.fs, names)?;
         let dirs: Vec<Option<Dir>> = batch.dirs.iter().map(|dir| self.open_dir(batch, dir)).collect();
         let mut number = 0;
         let mut settled = Vec::new();
@@ -394,9 +396,9 @@ impl Recovery<'_> {
     fn sweep(&mut self, run: i64) -> Result<()> {
         let parking = Parking::open(self.around.fs, self.store, run)?;
         let failed = |doing| store::Error::at(doing, self.store.path().join("parked"));
-        for lane in parking.lanes() {
-            for name in lane.names().map_err(failed("read"))? {
-                self.keep(At::new(lane, &name))?;
+        for lane in parking.lanes()? {
+            for name in lane.reopen().and_then(|lane| lane.names()).map_err(failed("read"))? {
+                self.keep(At::new(&lane, &name))?;
             }
         }
         Ok(self.store.remove_run_dir(self.around.fs, "parked", run)?)

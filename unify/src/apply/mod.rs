@@ -104,6 +104,8 @@ impl<'a> Executor<'a> {
 
     /// Carries out one batch. An error leaves an intended batch behind, which recovery settles.
     pub(crate) fn execute(&mut self, mut batch: Batch) -> Result<()> {
+        let names = batch.actions.iter().map(|action| action.names.len() as u32).sum();
+        self.mover.parking.prepare(self.mover.around.fs, names)?;
         let mover = &self.mover;
         let dirs = mover.open_dirs(&mut batch);
         mover.note_times(&mut batch, &dirs);
