@@ -121,15 +121,13 @@ fn show_corrupt(setting: &Setting<'_>, guests: &[Guest], corrupt: &Corrupt, what
         left: corrupt.left,
     };
     setting.out.event("corrupt", &shown, || {
-        let mut text = format!("{}: {}", shown.object, shown.why);
-        for name in &shown.names {
-            text += &format!("\n  {}/{}", name.guest, name.path);
-        }
+        let mut lines = vec![format!("{}: {}", shown.object, shown.why)];
+        lines.extend(shown.names.iter().map(|name| format!("{}/{}", name.guest, name.path)));
         if shown.elsewhere > 0 {
-            text += &format!("\n  and {} names in no guest at hand", Count(shown.elsewhere));
+            lines.push(format!("and {} names in no guest at hand", Count(shown.elsewhere)));
         }
-        text += &format!("\n  {}", fate(corrupt, what));
-        text
+        lines.push(fate(corrupt, what));
+        lines.join("\n  ")
     });
 }
 
@@ -198,7 +196,7 @@ fn summarize(setting: &Setting<'_>, report: &Scrubbed) {
         "run": report.run,
     });
     setting.out.summary(&value, || {
-        let mut text = format!(
+        let text = format!(
             "{} of {} objects checked ({}): {} corrupt",
             Count(report.checked),
             Count(report.objects),
@@ -211,10 +209,9 @@ fn summarize(setting: &Setting<'_>, report: &Scrubbed) {
             (report.unsealed, "without seal"),
             (report.resealed, "sealed again"),
         ];
-        for (count, what) in more.into_iter().filter(|(count, _)| *count > 0) {
-            text += &format!(", {} {what}", Count(count));
-        }
-        text
+        let more = more.into_iter().filter(|(count, _)| *count > 0);
+        let more = more.map(|(count, what)| format!("{} {what}", Count(count)));
+        std::iter::once(text).chain(more).collect::<Vec<_>>().join(", ")
     });
 }
 

@@ -98,7 +98,7 @@ fn show_store(setting: &Setting<'_>, store: &Store, status: &Status) {
 fn show_objects(setting: &Setting<'_>, status: &Status) {
     let objects = &status.objects;
     setting.out.summary(&figures(status), || {
-        let mut text = format!(
+        let text = format!(
             "Objects     {}, {}\nLinks       {} names in guests\nSaved       {}\nGarbage     {}, {}",
             Count(objects.count),
             HumanBytes(objects.allocated),
@@ -109,10 +109,7 @@ fn show_objects(setting: &Setting<'_>, status: &Status) {
         );
         let seals: Vec<String> =
             objects.seals.iter().map(|(seal, count)| format!("{} {seal}", Count(*count))).collect();
-        if !seals.is_empty() {
-            text += &format!("\nSeals       {}", seals.join(", "));
-        }
-        text
+        if seals.is_empty() { text } else { format!("{text}\nSeals       {}", seals.join(", ")) }
     });
     for path in &objects.strangers {
         setting.out.warn(&Problem::new("not an object").at(path).cure("move it out of the store"));

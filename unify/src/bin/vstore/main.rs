@@ -174,7 +174,7 @@ impl Setting<'_> {
     /// could make its own root look like one.
     fn find(&self, places: &[OsString]) -> Result<(PathBuf, Vec<PathBuf>), Problem> {
         let guests = Guests::from_env();
-        let mut store = self.store.map(|path| canonical(path)).transpose()?;
+        let mut store = self.store.map(canonical).transpose()?;
         let mut roots = Vec::new();
         for place in places {
             let path = match Path::new(place).file_name() {

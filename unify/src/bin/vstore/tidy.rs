@@ -59,13 +59,13 @@ pub(crate) fn gc(setting: &Setting<'_>, args: &GcArgs) -> Result<Exit, Problem> 
     });
     setting.out.summary(&value, || {
         let would = if args.dry.dry_run { "would be " } else { "" };
-        let mut text =
+        let text =
             format!("{} of {} objects {would}removed: {}", Count(removed), Count(seen), HumanBytes(freed));
-        if args.quarantine {
-            let (count, freed) = (emptied.removed.len() as u64, emptied.freed);
-            text += &format!("\n{} {would}removed from quarantine: {}", Count(count), HumanBytes(freed));
+        if !args.quarantine {
+            return text;
         }
-        text
+        let (count, freed) = (Count(emptied.removed.len() as u64), HumanBytes(emptied.freed));
+        format!("{text}\n{count} {would}removed from quarantine: {freed}")
     });
     if emptied.unclear > 0 {
         let text = format!("{} files of unclear origin stay in quarantine", Count(emptied.unclear));
