@@ -10,6 +10,7 @@ const FS_IOC_FIEMAP: libc::c_ulong = 0xC020_660B;
 const FIDEDUPERANGE: libc::c_ulong = 0xC018_9436;
 const FS_IOC_ENABLE_VERITY: libc::c_ulong = 0x4080_6685;
 const FS_IOC_MEASURE_VERITY: libc::c_ulong = 0xC004_6686;
+const FS_IOC_FSGETXATTR: libc::c_ulong = 0x801C_581F;
 const FS_IOC_SHUTDOWN: libc::c_ulong = 0x8004_587D;
 const SHUTDOWN_NOLOGFLUSH: u32 = 2;
 
@@ -28,11 +29,10 @@ fn ioctl<T>(fd: &impl AsFd, request: libc::c_ulong, argument: &mut T) -> Result<
     check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, std::ptr::from_mut(argument)) })
 }
 
-/// `F_SETLEASE`: `F_RDLCK` takes a read lease, `F_UNLCK` gives it back.
-pub(crate) fn set_lease(fd: &impl AsFd, held: bool) -> Result<()> {
-    let kind = if held { libc::F_RDLCK } else { libc::F_UNLCK };
+/// `F_SETLEASE` with `F_RDLCK`. Closing the file gives the lease back.
+pub(crate) fn take_read_lease(fd: &impl AsFd) -> Result<()> {
     // SAFETY: F_SETLEASE takes an int; the descriptor is open.
-    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_SETLEASE, kind) }).map(drop)
+    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) }).map(drop)
 }
 
 /// Whether a read lease taken before has not been broken.
@@ -52,6 +52,11 @@ pub(crate) fn raise_open_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let now = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum }).ok();
+}
+
+/// How many files this process may have open.
+pub(crate) fn open_file_limit() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// Open-file-description lock over a whole file. `Ok(false)`: somebody else holds it.
@@ -205,4 +210,22 @@ pub(crate) fn measure_verity(fd: &impl AsFd) -> Result<()> {
 pub(crate) fn shutdown_without_log_flush(fd: &impl AsFd) -> Result<()> {
     let mut how = SHUTDOWN_NOLOGFLUSH;
     ioctl(fd, FS_IOC_SHUTDOWN, &mut how).map(drop)
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Fsxattr {
+    xflags: u32,
+    extsize: u32,
+    nextents: u32,
+    projid: u32,
+    cowextsize: u32,
+    pad: [u8; 8],
+}
+
+/// The project that a file's space is charged to, 0 for none.
+pub(crate) fn project(fd: &impl AsFd) -> Result<u32> {
+    let mut attributes = Fsxattr::default();
+    ioctl(fd, FS_IOC_FSGETXATTR, &mut attributes)?;
+    Ok(attributes.projid)
 }

@@ -1,6 +1,6 @@
 //! Reading files: under a lease, once.
 
-use kernel::{Dir, File, ReadLease, Stat, Time};
+use kernel::{Dir, File, Leased, Stat, Time};
 use store::identity::{content_digest, content_hasher, object_id};
 use store::{ContentDigest, IdentityPolicy, ObjectId};
 
@@ -13,8 +13,9 @@ const PIECE: usize = 128 * 1024;
 /// From this size on, one file is worth several threads: pieces of this size are hashed by all.
 const LARGE: u64 = 16 << 20;
 
-/// Bigger files that are mostly holes are left alone: reading nothing takes as long as reading something.
-const SPARSE: u64 = 1 << 30;
+/// Bigger files that are mostly holes are left alone: reading nothing takes as long as reading something,
+/// and a guest could make us read a million times the space it uses.
+const SPARSE: u64 = 1 << 20;
 
 thread_local! {
     static BUFFER: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
@@ -41,14 +42,18 @@ pub(crate) fn prove(
     expected: (u64, i64),
 ) -> Result<Proof, Skip> {
     let file = dir.open_any(name).map_err(Skip::from_errno)?;
-    let lease = ReadLease::take(&file).map_err(Skip::from_errno)?;
+    let leased = Leased::take(file).map_err(Skip::from_errno)?;
     let now = Time::now().to_nanos();
-    let stat = file.stat().map_err(Skip::from_errno)?;
+    let stat = leased.file().stat().map_err(Skip::from_errno)?;
     if (stat.ino, stat.ctime.to_nanos()) != expected || stat.ctime.to_nanos() > now - TICK_NANOS {
         return Err(Skip::Changed);
     }
-    let id = identify(around, &file, &stat, identity)?;
-    if lease.held() { Ok(Proof { id, stat }) } else { Err(Skip::Busy) }
+    // Setting one later changes the change time, which is looked at again when the file is shared.
+    if leased.file().is_marked().map_err(Skip::from_errno)? {
+        return Err(Skip::Marked);
+    }
+    let id = identify(around, leased.file(), &stat, identity)?;
+    if leased.held() { Ok(Proof { id, stat }) } else { Err(Skip::Busy) }
 }
 
 /// The identity of an open file as its metadata and bytes are now.

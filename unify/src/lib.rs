@@ -15,6 +15,7 @@ mod explain;
 mod guest;
 mod hash;
 mod judge;
+pub mod maintain;
 mod notes;
 mod objects;
 pub mod packages;

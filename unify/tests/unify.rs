@@ -1,5 +1,7 @@
 //! The round trip: share, look again, undo.
 
+#![allow(clippy::unwrap_used)] // a fixture that fails is a test that fails
+
 mod common;
 
 use common::{REAL, World};

@@ -391,6 +391,7 @@ impl Setting<'_> {
             Verb::Link => "replace by the shared file",
             Verb::Detach => "replace by a private copy",
             Verb::Retire => "make private where it is",
+            Verb::Repair => "replace by a good object",
         };
         self.out.event("action", &shown, || {
             let paths: Vec<String> = shown.paths.iter().map(ToString::to_string).collect();
@@ -612,7 +613,7 @@ impl<'a> Summary<'a> {
             lines.push(format!("read {} files, {}", Count(report.read.0), HumanBytes(report.read.1)));
             lines.push(if args.dry.dry_run {
                 format!(
-                    "would share {} more files and replace {} by them, giving back up to {}",
+                    "would share {} more files and replace {} by them, giving back about {}",
                     Count(planned.admits),
                     Count(planned.links),
                     HumanBytes(planned.bytes)
