@@ -1,5 +1,7 @@
 //! Where a file lies on its device.
 
+use std::path::Path;
+
 use crate::{File, Result, sys};
 
 /// A run of bytes on the device.
@@ -15,6 +17,20 @@ pub struct Extent {
 /// order.
 pub fn first_extent(file: &File) -> Result<Option<Extent>> {
     Ok(sys::first_extent(file)?.map(|(physical, length)| Extent { physical, length }))
+}
+
+/// Whether the device with this number has to move a head to read elsewhere, as its driver says; a
+/// partition's disk, a loop device itself. `false` where no driver says: btrfs has numbers of its own.
+/// (Documentation/ABI/stable/sysfs-block, `queue/rotational`.)
+pub fn is_rotational(dev: u64) -> bool {
+    let numbers = format!("{}:{}", rustix::fs::major(dev), rustix::fs::minor(dev));
+    let block = Path::new("/sys/dev/block").join(numbers);
+    // The link leads to the device's own directory; a partition's lies in its disk's.
+    let disk = if block.join("partition").exists() { block.join("..") } else { block };
+    // A virtio disk says so whatever is behind it: its protocol has no word for the other answer.
+    let driver = disk.join("device/driver").canonicalize().ok();
+    let virtio = driver.is_some_and(|driver| driver.ends_with("virtio_blk"));
+    !virtio && std::fs::read_to_string(disk.join("queue/rotational")).is_ok_and(|flag| flag.trim() == "1")
 }
 
 /// Extents of one file that are kept in a [`Layout`]; beyond that, comparing costs more than it tells.
@@ -73,6 +89,11 @@ pub fn layout(file: &File, size: u64) -> Result<Option<Layout>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_has_no_driver_has_no_head() {
+        assert!(!is_rotational(rustix::fs::makedev(0, 5)));
+    }
 
     #[test]
     fn neighbours_are_joined() {

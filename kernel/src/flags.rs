@@ -48,7 +48,7 @@ mod tests {
         let dir = Dir::open_host(place.path()).unwrap();
         let file = Real.create(At::new(&dir, b"file")).unwrap();
         assert!(!file.is_marked().unwrap());
-        let flags = super::ioctl_getflags(&file).unwrap_or_default();
+        let flags = super::ioctl_getflags(&file).unwrap_or(super::IFlags::empty());
         // A file system without flags has nothing to show.
         if ioctl_setflags(&file, flags | super::IFlags::NODUMP).is_ok() {
             assert!(file.is_marked().unwrap());

@@ -25,7 +25,7 @@ mod view;
 mod xattr;
 
 pub use dirent::{Entry, EntryBuffer};
-pub use extent::{Extent, Layout, first_extent, layout};
+pub use extent::{Extent, Layout, first_extent, is_rotational, layout};
 pub use fs::{At, Fs, Metadata, Real, sample_file};
 pub use handle::{Dir, File};
 pub use lease::{Leased, ignore_lease_breaks};

@@ -27,6 +27,9 @@ const CHUNK: usize = 1 << 16;
 /// is durable.
 const BATCH_ACTIONS: u64 = 16 * 1024;
 
+/// Files that are read at once, one behind the other on the disk, where a head has to move.
+const DISK_STRETCH: usize = 64;
+
 /// Directories in a batch, at most; each is held open meanwhile.
 const BATCH_DIRS: u64 = 2048;
 
@@ -99,6 +102,8 @@ pub(crate) struct Planner<'a> {
     pub(crate) guests: &'a [Guest],
     pub(crate) objects: &'a Objects,
     pub(crate) notes: &'a Notes,
+    /// Whether the order on the device is the order to read in.
+    pub(crate) rotational: bool,
     pub(crate) bytes_read: Count,
     pub(crate) files_read: Count,
 }
@@ -212,7 +217,8 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// Reads inodes in parallel, each directory opened once; keyed by their first item.
+    /// Reads inodes in parallel; keyed by their first item. Each directory is opened once, its inodes in
+    /// order of their numbers; where a head has to move, in the order in which they lie on the disk.
     fn prove_all(&self, censuses: &[Census], items: &[Item], inodes: &[Inode]) -> HashMap<u32, ObjectId> {
         let mut ordered: Vec<(u32, u32, u64, Inode)> = inodes
             .iter()
@@ -224,29 +230,54 @@ impl<'a> Planner<'a> {
         ordered.par_sort_unstable_by_key(|&(guest, dir, ino, _)| (guest, dir, ino));
         let dirs: Vec<&[(u32, u32, u64, Inode)]> =
             ordered.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)).collect();
-        dirs.par_iter()
-            .flat_map_iter(|dir| {
-                let (guest, census) = (&self.guests[dir[0].0 as usize], &censuses[dir[0].0 as usize]);
-                let path = census.dir_path(dir[0].1);
-                let opened = guest.root.open_dir(&path).map_err(Skip::from_errno);
-                let prove = move |&(.., inode): &(u32, u32, u64, Inode)| {
-                    let file = row(censuses, items, inode);
-                    let name = census.name(file.name);
-                    let proof = match &opened {
-                        Ok(dir) => self.prove(dir, name, file, inode),
-                        Err(why) => Err(*why),
-                    };
-                    match proof {
-                        Ok(proof) => Some((inode.first, proof.id)),
-                        Err(why) => {
-                            self.notes.skip(&guest.key, to_path(&join(&path, name)), why);
-                            None
-                        }
-                    }
-                };
-                dir.iter().filter_map(prove).collect::<Vec<_>>()
-            })
+        let in_dir = |of: &&[(u32, u32, u64, Inode)]| self.open_dir(censuses, of[0].0, of[0].1);
+        if !self.rotational {
+            let prove = |dir| self.prove_each(censuses, items, &in_dir(dir), dir.iter().map(|x| x.3));
+            return dirs.par_iter().flat_map_iter(prove).collect();
+        }
+        let place = |dir| place_each(censuses, items, &in_dir(dir), dir.iter().map(|x| x.3));
+        let placed = disk_order(dirs.par_iter().flat_map_iter(place).collect());
+        let prove = |inode: &Inode| {
+            let dir = row(censuses, items, *inode).dir;
+            let dir = self.open_dir(censuses, items[inode.first as usize].guest, dir);
+            self.prove_each(censuses, items, &dir, std::iter::once(*inode))
+        };
+        // All threads stay near each other, so that the head does.
+        placed
+            .chunks(DISK_STRETCH)
+            .flat_map(|near| near.par_iter().flat_map_iter(prove).collect::<Vec<_>>())
             .collect()
+    }
+
+    fn open_dir(&self, censuses: &[Census], guest: u32, dir: u32) -> OpenDir {
+        let path = censuses[guest as usize].dir_path(dir);
+        let dir = self.guests[guest as usize].root.open_dir(&path).map_err(Skip::from_errno);
+        OpenDir { path, dir }
+    }
+
+    fn prove_each(
+        &self,
+        censuses: &[Census],
+        items: &[Item],
+        dir: &OpenDir,
+        inodes: impl Iterator<Item = Inode>,
+    ) -> Vec<(u32, ObjectId)> {
+        let prove = |inode: Inode| {
+            let guest = items[inode.first as usize].guest as usize;
+            let file = row(censuses, items, inode);
+            let name = censuses[guest].name(file.name);
+            let proof = match &dir.dir {
+                Ok(dir) => self.prove(dir, name, file, inode),
+                Err(why) => Err(*why),
+            };
+            proof
+                .map(|proof| (inode.first, proof.id))
+                .inspect_err(|why| {
+                    self.notes.skip(&self.guests[guest].key, to_path(&join(&dir.path, name)), *why);
+                })
+                .ok()
+        };
+        inodes.filter_map(prove).collect()
     }
 
     fn prove(
@@ -324,6 +355,35 @@ impl<'a> Planner<'a> {
         }
         found.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A directory of a guest, held open if it could be.
+struct OpenDir {
+    path: Vec<u8>,
+    dir: std::result::Result<kernel::Dir, Skip>,
+}
+
+/// The first byte's place on the device of each inode; of those that have none, or cannot be opened, 0.
+fn place_each(
+    censuses: &[Census],
+    items: &[Item],
+    dir: &OpenDir,
+    inodes: impl Iterator<Item = Inode>,
+) -> Vec<(u64, Inode)> {
+    let place = |inode: Inode| {
+        let name =
+            censuses[items[inode.first as usize].guest as usize].name(row(censuses, items, inode).name);
+        let file = dir.dir.as_ref().ok().and_then(|dir| dir.open_file(name).ok());
+        let extent = file.and_then(|file| kernel::first_extent(&file).ok().flatten());
+        (extent.map_or(0, |extent| extent.physical), inode)
+    };
+    inodes.map(place).collect()
+}
+
+/// Inodes in the order in which they lie on the device.
+fn disk_order(mut placed: Vec<(u64, Inode)>) -> Vec<Inode> {
+    placed.par_sort_unstable_by_key(|&(physical, inode)| (physical, inode.first));
+    placed.into_iter().map(|(_, inode)| inode).collect()
 }
 
 /// Whether an object still is what its name says; `false` too if it cannot be read.
@@ -593,4 +653,17 @@ fn remember(censuses: &mut [Census], items: &[Item], first: u32, id: ObjectId) {
     let census = &mut censuses[item.guest as usize];
     census.ids.push(id);
     census.files[item.file as usize].id = census.ids.len() as u32 - 1;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disk_order_is_by_place_then_by_item() {
+        let placed = [(8192, 0), (4096, 1), (0, 3), (1 << 40, 2), (0, 2)];
+        let placed = placed.map(|(physical, first)| (physical, Inode { first, names: 1 }));
+        let order: Vec<u32> = disk_order(placed.to_vec()).iter().map(|inode| inode.first).collect();
+        assert_eq!(order, [2, 3, 1, 0, 2]);
+    }
 }

@@ -219,6 +219,7 @@ impl<'a> Session<'a> {
             guests: &self.guests,
             objects,
             notes: &self.notes,
+            rotational: kernel::is_rotational(self.place.dev()),
             bytes_read: Count::default(),
             files_read: Count::default(),
         };

@@ -29,7 +29,7 @@ x etc/services user.origin=here
 f etc/secret 600 0:42 @TIME *4096:4
 d var 755
 d var/lib 755
-f var/lib/holes 644 0:0 @TIME *8192:5+_1048576+*5000:6+_4096
+f var/lib/holes 644 0:0 @TIME *8192:5+_131072+*5000:6+_4096
 f var/lib/large 644 0:0 @TIME *17000001:7
 f etc/hostname 644 0:0 @TIME "same everywhere"
 f var/lib/own 644 0:0 @TIME *30000:SEED
@@ -262,14 +262,37 @@ fn what_copy_on_write_is_off_for_is_told_and_no_failure() {
     let disk = need!(NAME, LoopFs::btrfs(0));
     let world = World::new(disk.path(), &[Manifest::default(), Manifest::default()]);
     std::fs::create_dir(world.guests[0].join("db")).unwrap();
-    let output = Command::new("chattr").arg("+C").arg(world.guests[0].join("db")).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
+    chattr("+C", &world.guests[0].join("db"));
     for guest in &world.guests {
         Manifest::parse("f db/data *50000:77").unwrap().write(guest).unwrap();
     }
     let report = reflink(&world, &Silent);
     assert_eq!(report.skipped.get("cannot-share"), Some(&1), "{report:?}");
     assert!(!report.has_failures());
+}
+
+fn chattr(change: &str, path: &Path) {
+    let output = Command::new("chattr").arg(change).arg(path).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn inode_flags_stay_and_immutable_files_are_left_alone() {
+    const NAME: &str = "inode_flags_stay_and_immutable_files_are_left_alone";
+    need!(NAME, fixtures::require_command("chattr"));
+    each_disk(NAME, |disk| {
+        let world = world(&disk);
+        for (change, path) in [("+a", SHARED[0]), ("+d", SHARED[1]), ("+i", SHARED[2])] {
+            world.guests.iter().for_each(|guest| chattr(change, &guest.join(path)));
+        }
+        let before = world.snapshots();
+        let report = reflink(&world, &Silent);
+        assert_eq!(report.reflinks.map(|reflinks| reflinks.files), Some(5), "{report:?}");
+        assert_eq!(report.skipped.len(), 0, "{report:?}");
+        for (before, after) in before.iter().zip(world.snapshots()) {
+            assert_eq!(before.diff_with(&after, ALL), [""; 0]);
+        }
+    });
 }
 
 fn vunify(world: &World, arguments: &[&str]) -> Output {
