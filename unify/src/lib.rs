@@ -36,4 +36,4 @@ pub use objects::Objects;
 pub use plan::{Plan, Size};
 pub use recover::{Outcome as Recovered, recover};
 pub use session::{Report, Session};
-pub use undo::Scope;
+pub use undo::{Scope, guests_of_run};

@@ -17,12 +17,25 @@ impl From<Error> for Problem {
             | Error::HoldsStore { .. }
             | Error::NoPackage { .. }
             | Error::NoDatabase(_)
+            | Error::OnlyReference(_)
+            | Error::NoFile(_)
             | Error::BadRun { .. }
             | Error::NotInGuest(_) => Exit::Usage,
             Error::NoProtection { .. } => Exit::Unable,
             Error::Interrupted => Exit::Interrupted,
         };
-        Self::new(error.to_string()).exit(exit)
+        let problem = Self::new(error.to_string()).exit(exit);
+        if is_full(&error) { problem.cure("free some space there first") } else { problem }
+    }
+}
+
+fn is_full(error: &Error) -> bool {
+    match error {
+        Error::Store(store::Error::Kernel { errno, .. }) => matches!(*errno, Errno::NOSPC | Errno::DQUOT),
+        Error::Store(store::Error::Database { source, .. }) => {
+            source.sqlite_error_code() == Some(ErrorCode::DiskFull)
+        }
+        _ => false,
     }
 }
 
@@ -31,7 +44,7 @@ impl From<Error> for Problem {
 fn store_exit(error: &store::Error) -> Exit {
     match error {
         store::Error::Busy { .. } => Exit::Busy,
-        store::Error::NoStore(_) | store::Error::NotPrivate(_) => Exit::Usage,
+        store::Error::NoStore(_) | store::Error::NotPrivate(_) | store::Error::NotBelow { .. } => Exit::Usage,
         store::Error::Newer { .. }
         | store::Error::Damaged { .. }
         | store::Error::IllegalHistory { .. }

@@ -1,4 +1,5 @@
 //! The round trip: share, look again, undo.
+#![allow(clippy::unwrap_used)] // to panic is how a test fails, in its helpers too
 
 mod common;
 

@@ -54,6 +54,22 @@ pub struct Done {
     pub taken: u64,
 }
 
+impl std::ops::Add for Done {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            admitted: self.admitted + other.admitted,
+            linked: self.linked + other.linked,
+            detached: self.detached + other.detached,
+            retired: self.retired + other.retired,
+            not_done: self.not_done + other.not_done,
+            freed: self.freed + other.freed,
+            taken: self.taken + other.taken,
+        }
+    }
+}
+
 /// Carries out batches of one run.
 pub(crate) struct Executor<'a> {
     mover: Mover<'a>,
