@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, params};
 
-use crate::journal::{in_database, open_for_reading};
+use crate::journal::{in_database, make_private, open_for_reading};
 use crate::wire::{Reader, Writer};
 use crate::{ObjectId, Result, Store};
 
@@ -278,10 +278,12 @@ impl Index {
             set_up(&db)?;
             Ok(db)
         };
+        make_private(store, b"index.db")?;
         let db = if let Ok(db) = open() {
             db
         } else {
             discard(store)?;
+            make_private(store, b"index.db")?;
             open().map_err(in_database(&path))?
         };
         Ok(Self { db, path })

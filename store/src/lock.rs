@@ -72,11 +72,11 @@ pub(crate) fn take(
 }
 
 fn open(fs: &dyn Fs, store: &Dir, access: Access) -> kernel::Result<File> {
-    let writable = match fs.create(At::new(store, LOCK_NAME)) {
+    let opened = match fs.create(At::new(store, LOCK_NAME)) {
         Err(Errno::EXIST) => store.open_writable(LOCK_NAME),
         other => other,
     };
-    match writable {
+    match opened {
         // A store on a read-only file system can still be looked at.
         Err(Errno::ROFS) if access == Access::Read => store.open_file(LOCK_NAME),
         other => other,

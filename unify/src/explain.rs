@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kernel::{Errno, Kind, ReadLease, Stat};
+use kernel::{Errno, Kind, Leased, Stat};
 use store::index::Index;
 use store::{ObjectName, Store, identity};
 
@@ -84,15 +84,15 @@ impl Session<'_> {
         let Some(store) = store else { return Ok("no run has been made yet".into()) };
         let opened = guest.root.open_dir(dir).and_then(|dir| dir.open_file(name));
         let Ok(file) = opened else { return Ok("it cannot be opened".into()) };
-        if ReadLease::take(&file).is_err() {
+        let Ok(leased) = Leased::take(file) else {
             return Ok("it is open for writing now: the next run tries again".into());
-        }
+        };
         if stat.nlink > 1 && stat.kind == Kind::File {
             let names = stat.nlink;
             return Ok(format!("it has {names} names, which are shared together if all are in guests"));
         }
         let policy = store.format().identity;
-        if let Ok(id) = identify(self.around, &file, stat, policy)
+        if let Ok(id) = identify(self.around, leased.file(), stat, policy)
             && store.stat_object(ObjectName::first(id))?.is_some()
         {
             return Ok("an equal object is in the store: the next run links it".into());

@@ -26,8 +26,12 @@ pub enum Skip {
     NotOurs,
     /// Huge and nearly all holes: nothing to save, long to read.
     Sparse,
+    /// Marked by `chattr(1)`: inode flags or a project, which a link would spread.
+    Marked,
     /// A path of more than 64 KiB, or a symbolic link or mount where a directory was.
     OutOfReach,
+    /// The file system has a reason of its own not to share this file's extents.
+    CannotShare,
     /// The kernel refused.
     Failed(Errno),
 }
@@ -61,7 +65,9 @@ impl Skip {
             Self::LinkedOutside => "linked-outside",
             Self::NotOurs => "replaced",
             Self::Sparse => "sparse",
+            Self::Marked => "marked",
             Self::OutOfReach => "out-of-reach",
+            Self::CannotShare => "cannot-share",
             Self::Failed(_) => "failed",
         }
     }
@@ -78,7 +84,11 @@ impl fmt::Display for Skip {
             }
             Self::NotOurs => f.write_str("replaced by the guest since it was shared"),
             Self::Sparse => f.write_str("nearly all holes: nothing to save"),
+            Self::Marked => f.write_str("has inode flags or a project (chattr) that a link would spread"),
             Self::OutOfReach => f.write_str("the path is too long, or a link or mount is in the way"),
+            Self::CannotShare => f.write_str(
+                "its extents cannot be shared (a swap file, or copy-on-write or checksums are off)",
+            ),
             Self::Failed(errno) => f.write_str(&kernel::explain(*errno)),
         }
     }

@@ -23,11 +23,12 @@ use crate::walk::{TICK_NANOS, join, to_path};
 /// Files that are read before they are grouped and forgotten: bounds the memory for identities.
 const CHUNK: usize = 1 << 16;
 
-/// Actions in a batch, at most. Parked inodes take space until their batch is durable.
-const BATCH_ACTIONS: usize = 16 * 1024;
+/// Actions in a batch, at most. Parked inodes take space, and leased ones a descriptor, until their batch
+/// is durable.
+const BATCH_ACTIONS: u64 = 16 * 1024;
 
 /// Directories in a batch, at most; each is held open meanwhile.
-const BATCH_DIRS: usize = 2048;
+const BATCH_DIRS: u64 = 2048;
 
 /// One name of one candidate.
 #[derive(Clone, Copy, Debug)]
@@ -469,18 +470,27 @@ impl Plan<'_> {
 pub(crate) struct Builder {
     pub(crate) batch: Batch,
     dirs: HashMap<(u32, u32), u32>,
+    max_actions: usize,
+    max_dirs: usize,
 }
 
 impl Builder {
     pub(crate) fn new(guests: &[Guest]) -> Self {
         let guests = guests.iter().map(|guest| guest.key.clone()).collect();
-        Self { batch: Batch { guests, ..Batch::default() }, dirs: HashMap::new() }
+        let files = kernel::open_file_limit();
+        Self {
+            batch: Batch { guests, ..Batch::default() },
+            dirs: HashMap::new(),
+            max_actions: BATCH_ACTIONS.min(files / 2) as usize,
+            max_dirs: BATCH_DIRS.min(files / 8) as usize,
+        }
     }
 
     /// Whether an action with so many names still fits. An empty batch takes any.
     pub(crate) fn takes(&self, names: u32) -> bool {
         let actions = self.batch.actions.len();
-        actions == 0 || (actions < BATCH_ACTIONS && self.dirs.len() + names as usize <= BATCH_DIRS)
+        let dirs = self.dirs.len() + names as usize;
+        actions == 0 || (actions < self.max_actions && dirs <= self.max_dirs)
     }
 
     fn add(&mut self, plan: &Plan<'_>, step: &Move) {

@@ -25,17 +25,26 @@ impl From<Error> for Problem {
             Error::Interrupted => Exit::Interrupted,
         };
         let problem = Self::new(error.to_string()).exit(exit);
-        if is_full(&error) { problem.cure("free some space there first") } else { problem }
+        match cure(&error) {
+            Some(cure) => problem.cure(cure),
+            None => problem,
+        }
     }
 }
 
-fn is_full(error: &Error) -> bool {
+/// What to do about errors of the system, which do not say it themselves.
+fn cure(error: &Error) -> Option<&'static str> {
+    let free = "free some space there first";
     match error {
-        Error::Store(store::Error::Kernel { errno, .. }) => matches!(*errno, Errno::NOSPC | Errno::DQUOT),
-        Error::Store(store::Error::Database { source, .. }) => {
-            source.sqlite_error_code() == Some(ErrorCode::DiskFull)
-        }
-        _ => false,
+        Error::Store(store::Error::Kernel { errno: Errno::NOSPC | Errno::DQUOT, .. }) => Some(free),
+        Error::Store(store::Error::Database { source, .. }) => match source.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Some(free),
+            Some(ErrorCode::SystemIoFailure) => {
+                Some("see whether the file system is full or failing (df, dmesg)")
+            }
+            _ => None,
+        },
+        _ => None,
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use kernel::{At, Dir, Errno, ReadLease, Seal};
+use kernel::{At, Dir, Errno, Leased, Seal};
 use store::journal::{Action, Batch, Journal, Run, RunEnd, Settled, Verb};
 use store::{ObjectName, Store};
 
@@ -83,7 +83,9 @@ impl Recovery<'_> {
     }
 
     fn settle_batch(&mut self, run: i64, seq: u32, batch: &Batch) -> Result<Vec<Settled>> {
-        let parking = Parking::open(self.around.fs, self.store, run)?;
+        let mut parking = Parking::open(self.around.fs, self.store, run)?;
+        let names = batch.actions.iter().map(|action| action.names.len() as u32).sum();
+        parking.prepare(self.around.fs, names)?;
         let dirs: Vec<Option<Dir>> = batch.dirs.iter().map(|dir| self.open_dir(batch, dir)).collect();
         let mut number = 0;
         let mut settled = Vec::new();
@@ -129,7 +131,7 @@ impl Recovery<'_> {
     fn settle_action(&mut self, parking: &Parking, action: &Action, places: &[Place]) -> Result<Settled> {
         match action.verb {
             Verb::Admit => self.settle_admit(action),
-            Verb::Link | Verb::Detach => self.settle_exchange(parking, action, places),
+            Verb::Link | Verb::Detach | Verb::Repair => self.settle_exchange(parking, action, places),
             Verb::Retire => self.settle_retire(action, places),
         }
     }
@@ -147,14 +149,17 @@ impl Recovery<'_> {
         let path = name.path();
         let file = self.store.objects().open_file(path.as_bytes()).map_err(failed("open"))?;
         let stat = file.stat().map_err(failed("stat"))?;
-        let lease = ReadLease::take(&file);
-        let intact = identify(self.around, &file, &stat, self.store.format().identity) == Ok(name.id);
-        if intact && lease.as_ref().is_ok_and(ReadLease::held) {
-            if self.seal.leaves_names_free() {
-                self.around.fs.seal(&file, self.seal).map_err(failed("seal"))?;
+        if let Ok(leased) = Leased::take(file) {
+            let file = leased.file();
+            let intact = identify(self.around, file, &stat, self.store.format().identity) == Ok(name.id);
+            if intact && leased.held() {
+                if self.seal.leaves_names_free() {
+                    self.around.fs.seal(file, self.seal).map_err(failed("seal"))?;
+                }
+                return Ok(true);
             }
-            return Ok(true);
         }
+        let file = self.store.objects().open_file(path.as_bytes()).map_err(failed("open"))?;
         if stat.nlink > 2 {
             // Others have it already: it is an object, sealed or not; scrubbing looks after it.
             return Ok(true);
@@ -206,7 +211,7 @@ impl Recovery<'_> {
             }
         }
         // A Detach is done where the name is *not* the object any more.
-        let wanted = if action.verb == Verb::Link { places.len() } else { 0 };
+        let wanted = if action.verb == Verb::Detach { 0 } else { places.len() };
         let all = exchanged == wanted;
         for place in places {
             self.settle_parked(parking, action, place, all)?;
@@ -257,6 +262,7 @@ impl Recovery<'_> {
         let Ok(stat) = parked.dir.stat(parked.name) else { return Ok(()) };
         let removable = match action.verb {
             Verb::Link => self.settle_displaced(action, place, parked, stat.ino, all)?,
+            Verb::Repair => self.settle_replaced(action, place, parked, &stat)?,
             _ => self.settle_copy(action, place, parked, stat.ino)?,
         };
         if !removable {
@@ -313,12 +319,37 @@ impl Recovery<'_> {
         }
     }
 
+    /// For a `Repair`: whether the parked inode can go. It is the object's link that never got in, the
+    /// corrupt inode (which quarantine has too), or a file of the guest's that was displaced by mistake;
+    /// that one goes back. Names that were exchanged stay so.
+    fn settle_replaced(
+        &self,
+        action: &Action,
+        place: &Place,
+        parked: At<'_>,
+        stat: &kernel::Stat,
+    ) -> Result<bool> {
+        if self.overflow_of(action.object, stat.ino)?.is_some() {
+            return Ok(true);
+        }
+        if stat.ino == action.ino {
+            return Ok(stat.nlink > 1);
+        }
+        match place.dir.as_ref().and_then(|dir| dir.stat(&place.name).ok()) {
+            Some(there) if self.overflow_of(action.object, there.ino)?.is_some() => {
+                self.give_back(place, parked, stat.ino, there.ino)
+            }
+            _ => Ok(false),
+        }
+    }
+
     fn is_same(&self, action: &Action, parked: At<'_>) -> bool {
         let check = || -> std::result::Result<bool, Skip> {
             let file = parked.dir.open_file(parked.name).map_err(Skip::from_errno)?;
-            let _lease = ReadLease::take(&file).map_err(Skip::from_errno)?;
+            let leased = Leased::take(file).map_err(Skip::from_errno)?;
+            let file = leased.file();
             let stat = file.stat().map_err(Skip::from_errno)?;
-            let id = identify(self.around, &file, &stat, self.store.format().identity)?;
+            let id = identify(self.around, file, &stat, self.store.format().identity)?;
             Ok(id == action.object.id)
         };
         check().unwrap_or(false)
@@ -365,9 +396,9 @@ impl Recovery<'_> {
     fn sweep(&mut self, run: i64) -> Result<()> {
         let parking = Parking::open(self.around.fs, self.store, run)?;
         let failed = |doing| store::Error::at(doing, self.store.path().join("parked"));
-        for lane in parking.lanes() {
-            for name in lane.names().map_err(failed("read"))? {
-                self.keep(At::new(lane, &name))?;
+        for lane in parking.lanes()? {
+            for name in lane.reopen().and_then(|lane| lane.names()).map_err(failed("read"))? {
+                self.keep(At::new(&lane, &name))?;
             }
         }
         Ok(self.store.remove_run_dir(self.around.fs, "parked", run)?)

@@ -16,7 +16,7 @@ use crate::notes::{Count, Notes, Skipped, Surroundings};
 use crate::objects::Objects;
 use crate::plan::{Plan, Planner, Size, is_intact};
 use crate::walk::{self, Walk};
-use crate::{Error, Result};
+use crate::{Error, Reflinks, Result};
 
 /// The guests at hand and what decides about their files.
 pub struct Session<'a> {
@@ -56,6 +56,8 @@ pub struct Report {
     pub skipped_files: Vec<Skipped>,
     /// Objects in the store after the run.
     pub objects: u64,
+    /// What sharing extents came to; none if it was not asked for.
+    pub reflinks: Option<Reflinks>,
 }
 
 impl Report {
@@ -268,7 +270,11 @@ impl Report {
     }
 
     pub(crate) fn fill_skipped(&mut self, notes: Notes) {
-        (self.skipped, self.skipped_files) = notes.into_parts();
+        let (counts, files) = notes.into_parts();
+        for (kind, count) in counts {
+            *self.skipped.entry(kind).or_default() += count;
+        }
+        self.skipped_files.extend(files);
     }
 }
 

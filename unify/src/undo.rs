@@ -196,7 +196,7 @@ impl Session<'_> {
         let known = runs.iter().find(|known| known.id == run);
         match known.ok_or(Error::BadRun { run, why: "is not in the journal" })? {
             known if known.kind != RunKind::Unify => {
-                return Err(Error::BadRun { run, why: "has shared nothing: it was an undo" });
+                return Err(Error::BadRun { run, why: "has shared nothing" });
             }
             known if known.undone_by.is_some() => {
                 return Err(Error::BadRun { run, why: "is undone already" });

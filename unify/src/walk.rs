@@ -24,7 +24,7 @@ pub(crate) const TICK_NANOS: i64 = 20_000_000;
 
 /// Longest path within a guest that is followed. A hostile guest can nest directories without end, and
 /// each costs its whole path.
-const MAX_PATH: usize = 64 * 1024;
+pub(crate) const MAX_PATH: usize = 64 * 1024;
 
 /// What a walk needs to know.
 pub(crate) struct Walk<'a> {

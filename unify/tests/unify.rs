@@ -1,5 +1,5 @@
 //! The round trip: share, look again, undo.
-#![allow(clippy::unwrap_used)] // to panic is how a test fails, in its helpers too
+#![allow(clippy::unwrap_used)] // a fixture that fails is a test that fails
 
 mod common;
 

@@ -16,7 +16,7 @@ mod history;
 
 use std::path::{Path, PathBuf};
 
-use kernel::{Seal, Time};
+use kernel::{At, Errno, Fs, Real, Seal, Time};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 pub use batch::{Action, Batch, DirRef, NameRef, Settled, Verb};
@@ -58,6 +58,8 @@ pub enum RunKind {
     Unify,
     /// Names became private again.
     Undo,
+    /// Names of corrupt objects became names of good ones.
+    Repair,
 }
 
 impl RunKind {
@@ -66,11 +68,12 @@ impl RunKind {
         match self {
             Self::Unify => "unify",
             Self::Undo => "undo",
+            Self::Repair => "repair",
         }
     }
 
     fn from_name(name: &str) -> Option<Self> {
-        [Self::Unify, Self::Undo].into_iter().find(|kind| kind.name() == name)
+        [Self::Unify, Self::Undo, Self::Repair].into_iter().find(|kind| kind.name() == name)
     }
 }
 
@@ -136,6 +139,7 @@ impl Journal {
     /// Opens the journal of a store for writing, made on demand, and checks its history.
     pub fn open(store: &Store) -> Result<Self> {
         let path = store.path().join("journal.db");
+        make_private(store, b"journal.db")?;
         let journal = Self { db: Connection::open(&path).map_err(in_database(&path))?, path };
         journal.set_up(store).map_err(in_database(&journal.path))??;
         check(&journal)?;
@@ -290,6 +294,14 @@ pub(crate) fn open_for_reading(path: &Path) -> rusqlite::Result<Connection> {
     }
     let escaped: String = path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
     Connection::open_with_flags(format!("file:{escaped}?immutable=1"), flags)
+}
+
+/// `SQLite` would make a database by the umask; the files of its log take the database's mode.
+pub(crate) fn make_private(store: &Store, name: &[u8]) -> Result<()> {
+    match Real.create(At::new(store.dir(), name)) {
+        Ok(_) | Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(Error::at("make a database in", store.path())(errno)),
+    }
 }
 
 /// For `map_err`: the database at `path` failed.

@@ -46,6 +46,8 @@ pub struct Done {
     pub detached: u64,
     /// Objects that became private files where they were.
     pub retired: u64,
+    /// Corrupt inodes that were replaced in a guest by a good object.
+    pub repaired: u64,
     /// Actions that were not done.
     pub not_done: u64,
     /// Space given back, in allocated bytes.
@@ -63,6 +65,7 @@ impl std::ops::Add for Done {
             linked: self.linked + other.linked,
             detached: self.detached + other.detached,
             retired: self.retired + other.retired,
+            repaired: self.repaired + other.repaired,
             not_done: self.not_done + other.not_done,
             freed: self.freed + other.freed,
             taken: self.taken + other.taken,
@@ -118,6 +121,8 @@ impl<'a> Executor<'a> {
 
     /// Carries out one batch. An error leaves an intended batch behind, which recovery settles.
     pub(crate) fn execute(&mut self, mut batch: Batch) -> Result<()> {
+        let names = batch.actions.iter().map(|action| action.names.len() as u32).sum();
+        self.mover.parking.prepare(self.mover.around.fs, names)?;
         let mover = &self.mover;
         let dirs = mover.open_dirs(&mut batch);
         mover.note_times(&mut batch, &dirs);
@@ -136,8 +141,11 @@ impl<'a> Executor<'a> {
         mover.fasten(&batch)?;
         mover.sync()?;
         self.settle(&traces)?;
+        // Parked names of an inode that is locked by its seal could not go.
+        mover.loosen(&batch)?;
         let reverted = mover.clean_up(&stage, &mut traces);
         mover.check_stuck()?;
+        mover.fasten(&batch)?;
         if reverted {
             mover.restore_times(&stage, &(0..batch.dirs.len() as u32).collect());
             self.settle(&traces)?;
@@ -166,6 +174,7 @@ impl<'a> Executor<'a> {
                 (Verb::Link, _) => self.done.linked += 1,
                 (Verb::Detach, _) => self.done.detached += 1,
                 (Verb::Retire, _) => self.done.retired += 1,
+                (Verb::Repair, _) => self.done.repaired += 1,
             }
             self.done.freed += trace.freed;
             self.done.taken += trace.taken;
@@ -219,7 +228,7 @@ impl Mover<'_> {
 
     fn move_names(&self, stage: &Stage<'_>, copies: &[Option<File>]) -> Vec<Traces> {
         let actions = &stage.batch.actions;
-        let mut traces = vec![Traces::nothing(); actions.len()];
+        let mut traces: Vec<Traces> = actions.iter().map(|_| Traces::nothing()).collect();
         // Admissions of this batch must be there before its links look for them.
         for admissions in [true, false] {
             let chosen: Vec<usize> =
@@ -281,7 +290,7 @@ impl Mover<'_> {
         traces.par_iter_mut().with_min_len(STRIDE).enumerate().for_each(|(at, trace)| {
             if let Err(why) = self.second_look(stage, at, trace) {
                 self.note(stage, &stage.batch.actions[at], why);
-                if why == Skip::Busy || why == Skip::Changed {
+                if why == Skip::Busy {
                     *trace = Traces::nothing();
                     reverted.store(true, std::sync::atomic::Ordering::Relaxed);
                 }

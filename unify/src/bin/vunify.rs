@@ -1,5 +1,6 @@
 //! `vunify`: share identical files between guests, and take it back.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,7 +19,7 @@ use unify::packages::Packages;
 use unify::policy::{DIRECTORY, Mtime, Policy};
 use unify::protection::{Wish, choose, describe};
 use unify::{
-    Error, Explanation, Guest, Judge, Observer, Report, Scope, Selection, Session, Skipped, State,
+    Error, Explanation, Guest, Judge, Observer, Report, Scope, Selection, Session, Shareable, Skipped, State,
     Surroundings, guests_of_run, recover,
 };
 
@@ -69,6 +70,13 @@ struct Args {
     /// Insist on link-invert: content and metadata protected, names free
     #[arg(long, group = "protection", conflicts_with = "undo")]
     immutable_mayunlink: bool,
+    /// Let equal files that must stay private share disk blocks (btrfs and xfs)
+    ///
+    /// What cannot be hard-linked (config, setuid files, files whose owner, mode or times differ, files in
+    /// nested subvolumes) keeps its inode and metadata; the kernel compares the bytes, and a write to one
+    /// file never shows in another. So there is nothing to undo, and no policy applies to it.
+    #[arg(long, conflicts_with_all = ["undo", "explain"])]
+    reflink: bool,
     /// The store to use
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
@@ -328,7 +336,10 @@ impl Setting<'_> {
         let seal = self.choose(wish, store.sample(), store.path())?;
         let mut journal = self.recovered(around, &store)?;
         let session = self.session(around, store.place())?;
-        let report = session.unify(&store, &mut journal, seal, &command_line())?;
+        let mut report = session.unify(&store, &mut journal, seal, &command_line())?;
+        if self.args.reflink && report.end != Some(RunEnd::Interrupted) {
+            self.session(around, store.place())?.reflink(&store, &mut report)?;
+        }
         Ok(self.report(&report, Some(seal)))
     }
 
@@ -342,7 +353,11 @@ impl Setting<'_> {
     }
 
     fn preview(&self, around: &Surroundings<'_>) -> Result<Exit, Problem> {
-        let show = |batch: &Batch| batch.actions.iter().for_each(|action| self.show(batch, action));
+        let mut planned = HashSet::new();
+        let show = |batch: &Batch| {
+            batch.actions.iter().for_each(|action| self.show(batch, action));
+            planned.extend(batch.actions.iter().map(|action| action.ino));
+        };
         let store = match self.located {
             Located::Existing(_) => Some(self.open_store(Access::Read)?),
             Located::Missing(_) => None,
@@ -350,7 +365,12 @@ impl Setting<'_> {
         let place = Place::new(self.located.path()).map_err(Error::from)?;
         let identity = store.as_ref().map_or_else(|| self.identity(), |store| Ok(store.format().identity))?;
         let session = self.session(around, &place)?;
-        let report = session.preview(store.as_ref(), identity, show)?;
+        let mut report = session.preview(store.as_ref(), identity, show)?;
+        if self.args.reflink {
+            let session = self.session(around, &place)?;
+            let show = |shareable: &Shareable| self.show_shareable(shareable);
+            session.preview_reflink(store.as_ref(), &planned, &mut report, show)?;
+        }
         Ok(self.report(&report, None))
     }
 
@@ -429,10 +449,23 @@ impl Setting<'_> {
             Verb::Link => "replace by the shared file",
             Verb::Detach => "replace by a private copy",
             Verb::Retire => "make private where it is",
+            Verb::Repair => "replace by a good object",
         };
         self.out.event("action", &shown, || {
             let paths: Vec<String> = shown.paths.iter().map(ToString::to_string).collect();
             format!("{what}: {}", paths.join(" "))
+        });
+    }
+
+    fn show_shareable(&self, shareable: &Shareable) {
+        let shown = ShownShareable {
+            source: PathText::new(&shareable.source),
+            bytes: shareable.bytes,
+            paths: shareable.paths.iter().map(PathText::new).collect(),
+        };
+        self.out.event("shareable", &shown, || {
+            let paths: Vec<String> = shown.paths.iter().map(ToString::to_string).collect();
+            format!("share blocks of {}: {}", shown.source, paths.join(" "))
         });
     }
 
@@ -445,6 +478,13 @@ impl Setting<'_> {
                 &Problem::new("an object was not what its name says and is in quarantine")
                     .at(&name.file_name())
                     .cure("run vstore scrub to see which guests have it"),
+            );
+        }
+        if report.reflinks.is_some_and(|reflinks| !reflinks.supported) {
+            self.out.warn(
+                &Problem::new("this file system cannot share blocks between files: --reflink did nothing")
+                    .at(self.located.path())
+                    .cure("keep guests on btrfs, or on xfs made with reflink=1"),
             );
         }
         let summary = Summary::new(self, report, seal);
@@ -482,6 +522,13 @@ fn command_line() -> String {
 struct Shown<'a> {
     verb: &'static str,
     object: String,
+    bytes: u64,
+    paths: Vec<PathText<'a>>,
+}
+
+#[derive(Serialize)]
+struct ShownShareable<'a> {
+    source: PathText<'a>,
     bytes: u64,
     paths: Vec<PathText<'a>>,
 }
@@ -536,6 +583,9 @@ struct Summary<'a> {
     bytes_freed: u64,
     bytes_taken: u64,
     objects: u64,
+    /// With `--reflink` only; in a dry run, what would be shared.
+    reflinked_files: Option<u64>,
+    reflinked_bytes: Option<u64>,
     skipped: std::collections::BTreeMap<&'static str, u64>,
     corrupt: Vec<String>,
 }
@@ -566,6 +616,8 @@ impl<'a> Summary<'a> {
             bytes_freed: report.done.freed,
             bytes_taken: report.done.taken,
             objects: report.objects,
+            reflinked_files: report.reflinks.map(|reflinks| reflinks.files),
+            reflinked_bytes: report.reflinks.map(|reflinks| reflinks.bytes),
             skipped: report.skipped.clone(),
             corrupt: report.corrupt.iter().map(ToString::to_string).collect(),
         }
@@ -613,7 +665,7 @@ impl<'a> Summary<'a> {
             lines.push(format!("read {} files, {}", Count(report.read.0), HumanBytes(report.read.1)));
             lines.push(if args.dry.dry_run {
                 format!(
-                    "would share {} more files and replace {} by them, giving back up to {}",
+                    "would share {} more files and replace {} by them, giving back about {}",
                     Count(planned.admits),
                     Count(planned.links),
                     HumanBytes(planned.bytes)
@@ -625,6 +677,14 @@ impl<'a> Summary<'a> {
                     Count(done.linked),
                     HumanBytes(done.freed)
                 )
+            });
+        }
+        if let Some(reflinks) = report.reflinks.filter(|reflinks| reflinks.supported) {
+            let (files, bytes) = (Count(reflinks.files), HumanBytes(reflinks.bytes));
+            lines.push(if args.dry.dry_run {
+                format!("would let {files} private files share the blocks of others, {bytes}")
+            } else {
+                format!("let {files} private files share the blocks of others, {bytes}")
             });
         }
         if !report.skipped.is_empty() {

@@ -70,7 +70,7 @@ impl World {
         unify::recover(&around, &store, &mut journal)
     }
 
-    fn with<T>(
+    pub fn with<T>(
         &self,
         fs: &dyn Fs,
         act: impl FnOnce(Session<'_>, &Store, &mut Journal) -> Result<T>,
