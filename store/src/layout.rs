@@ -69,8 +69,14 @@ impl Place {
     pub fn open_guest(&self, guest: &Path) -> Result<Dir> {
         use std::os::unix::ffi::OsStrExt;
         let elsewhere = || Error::Elsewhere { guest: guest.to_path_buf(), store: self.path.clone() };
-        let relative = guest.strip_prefix(&self.base).map_err(|_| elsewhere())?;
         let host = Dir::open_host(guest).and_then(|dir| dir.stat_self()).map_err(Error::at("open", guest))?;
+        let relative = guest.strip_prefix(&self.base).map_err(|_| {
+            if host.dev == self.dev {
+                Error::NotBelow { guest: guest.to_path_buf(), base: self.base.clone() }
+            } else {
+                elsewhere()
+            }
+        })?;
         let root = match self.view.root().open_dir(relative.as_os_str().as_bytes()) {
             Err(Errno::XDEV) => return Err(elsewhere()),
             other => other.map_err(Error::at("open", guest))?,
@@ -125,6 +131,14 @@ impl Store {
         make_dir(fs, view, name, path)?;
         let dir = view.open_dir(name).map_err(Error::at("open", path))?;
         check_private(&dir, path)?;
+        if dir.stat(FORMAT_NAME).is_ok() {
+            return Ok(());
+        }
+        let _lock = match lock::take(fs, &dir, path, Access::Write, None) {
+            // Somebody else has just made it, and works with it already.
+            Err(Error::Busy { .. }) if dir.stat(FORMAT_NAME).is_ok() => return Ok(()),
+            other => other?,
+        };
         for part in PARTS {
             make_dir(fs, &dir, part, path)?;
         }

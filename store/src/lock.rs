@@ -30,7 +30,7 @@ impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.pid {
             Some(pid) => write!(f, "process {pid} ({})", self.command),
-            None => f.write_str("readers"),
+            None => f.write_str("other processes that read it"),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kernel::{Kind, Leased, Stat};
+use kernel::{Errno, Kind, Leased, Stat};
 use store::index::Index;
 use store::{ObjectName, Store, identity};
 
@@ -48,7 +48,10 @@ impl Session<'_> {
             .zip(&self.judges)
             .find_map(|(guest, judge)| Some((guest, judge, path.strip_prefix(&guest.path).ok()?)));
         let (guest, judge, inside) = found.ok_or_else(|| Error::NotInGuest(path.to_path_buf()))?;
-        let failed = |errno| Error::Store(store::Error::at("look at", path)(errno));
+        let failed = |errno| match errno {
+            Errno::NOENT | Errno::NOTDIR => Error::NoFile(path.to_path_buf()),
+            errno => Error::Store(store::Error::at("look at", path)(errno)),
+        };
         let (dir, name) = split(inside);
         let stat = guest.root.open_dir(dir).and_then(|dir| dir.stat(name)).map_err(failed)?;
         let answer = |state, why| Ok(Explanation { path: path.to_path_buf(), state, why });

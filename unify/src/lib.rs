@@ -40,4 +40,4 @@ pub use plan::{Plan, Size};
 pub use recover::{Outcome as Recovered, recover};
 pub use reflink::{Reflinks, Shareable};
 pub use session::{Report, Session};
-pub use undo::Scope;
+pub use undo::{Scope, guests_of_run};

@@ -3,13 +3,13 @@
 //! Names of an object become names of a private copy. Where one guest alone still uses the object, its
 //! inode simply stops being one: nothing is copied.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use kernel::{Dir, EntryBuffer, Errno, Kind, Seal, Time};
 use store::index::Index;
-use store::journal::{Action, Batch, Journal, NameRef, RunId, RunKind, Settled, Verb};
+use store::journal::{Action, Batch, Journal, NameRef, RunEnd, RunId, RunKind, Settled, Verb};
 use store::{ObjectName, Store};
 
 use crate::notes::Skip;
@@ -49,6 +49,35 @@ struct Move {
     size: u64,
     mtime: Option<Time>,
     names: Vec<Held>,
+    /// Its names cannot be moved while its seal is on.
+    locked: bool,
+}
+
+/// What an undo would do.
+struct Planned {
+    /// Batches, by the seal that has to come off their objects meanwhile.
+    parts: Vec<(Seal, Vec<Batch>)>,
+    /// It takes back all that the run of the scope has shared.
+    whole: bool,
+}
+
+impl Planned {
+    fn batches(&self) -> impl Iterator<Item = &Batch> {
+        self.parts.iter().flat_map(|(_, batches)| batches)
+    }
+}
+
+/// The guests in which a run has shared files, by their paths relative to the store's base.
+pub fn guests_of_run(journal: &Journal, run: RunId) -> Result<Vec<PathBuf>> {
+    if !journal.runs()?.iter().any(|known| known.id == run) {
+        return Err(Error::BadRun { run, why: "is not in the journal" });
+    }
+    let (mut guests, mut seq) = (BTreeSet::new(), 0);
+    while let Some((batch, _)) = journal.batch(run, seq)? {
+        guests.extend(batch.dirs.iter().map(|dir| batch.guests[dir.guest as usize].clone()));
+        seq += 1;
+    }
+    Ok(guests.into_iter().collect())
 }
 
 impl Session<'_> {
@@ -60,11 +89,11 @@ impl Session<'_> {
         scope: &Scope,
         mut show: impl FnMut(&Batch),
     ) -> Result<Report> {
-        let (batches, _) = self.plan_undo(store, journal, scope)?;
+        let planned = self.plan_undo(store, journal, scope)?;
         let mut report = Report::default();
-        for batch in batches {
-            count_planned(&mut report, &batch);
-            show(&batch);
+        for batch in planned.batches() {
+            count_planned(&mut report, batch);
+            show(batch);
         }
         report.fill_skipped(self.notes);
         Ok(report)
@@ -72,15 +101,27 @@ impl Session<'_> {
 
     /// Makes shared files of the guests private again.
     pub fn undo(self, store: &Store, journal: &mut Journal, scope: &Scope, command: &str) -> Result<Report> {
-        let (batches, whole) = self.plan_undo(store, Some(journal), scope)?;
-        let mut report = Report { end: Some(store::journal::RunEnd::Complete), ..Report::default() };
-        batches.iter().for_each(|batch| count_planned(&mut report, batch));
-        if !batches.is_empty() {
-            let actions = batches.iter().map(|batch| batch.actions.len() as u64).sum();
-            let undoes: Vec<RunId> = scope.run.filter(|_| whole).into_iter().collect();
+        let planned = self.plan_undo(store, Some(journal), scope)?;
+        let mut report = Report { end: Some(RunEnd::Complete), ..Report::default() };
+        planned.batches().for_each(|batch| count_planned(&mut report, batch));
+        if !planned.parts.is_empty() {
             self.forget(store);
-            let run = Run { session: &self, store, journal, seal: Seal::None };
+        }
+        let parts = planned.parts.len();
+        for (at, (seal, batches)) in planned.parts.into_iter().enumerate() {
+            if report.end == Some(RunEnd::Interrupted) {
+                break;
+            }
+            let is_last = at + 1 == parts && report.end == Some(RunEnd::Complete);
+            let undoes: Vec<RunId> = scope.run.filter(|_| planned.whole && is_last).into_iter().collect();
+            let actions = batches.iter().map(|batch| batch.actions.len() as u64).sum();
+            let run = Run { session: &self, store, journal, seal };
+            let before = (report.end, report.done);
             run.carry_out(RunKind::Undo, command, batches.into_iter(), actions, &mut report, &undoes)?;
+            report.done = before.1 + report.done;
+            if before.0 == Some(RunEnd::Partial) {
+                report.end = report.end.filter(|end| *end == RunEnd::Interrupted).or(before.0);
+            }
         }
         report.fill_skipped(self.notes);
         Ok(report)
@@ -98,13 +139,7 @@ impl Session<'_> {
         }
     }
 
-    /// The batches of an undo, and whether they take back all that the run of the scope has shared.
-    fn plan_undo(
-        &self,
-        store: &Store,
-        journal: Option<&Journal>,
-        scope: &Scope,
-    ) -> Result<(Vec<Batch>, bool)> {
+    fn plan_undo(&self, store: &Store, journal: Option<&Journal>, scope: &Scope) -> Result<Planned> {
         let mut objects = HashMap::new();
         let mut add = |name, ino, _: &Dir| {
             objects.insert(ino, name);
@@ -126,7 +161,11 @@ impl Session<'_> {
         }
         // All names of an inode or none: a guest's own hard links stay what they are.
         holdings.retain(|_, names| names.iter().any(is_wanted));
-        Ok((self.batches(&moves(store, &objects, holdings, &shared)?), whole))
+        let (locked, free): (Vec<Move>, Vec<Move>) =
+            moves(store, &objects, holdings, &shared)?.into_iter().partition(|step| step.locked);
+        let mut parts = vec![(Seal::None, self.batches(&free)), (Seal::Immutable, self.batches(&locked))];
+        parts.retain(|(_, batches)| !batches.is_empty());
+        Ok(Planned { parts, whole })
     }
 
     fn is_in_scope(&self, scope: &Scope, held: &Held) -> bool {
@@ -320,9 +359,17 @@ fn moves(
         let own_time = mtime.is_none_or(|mtime| mtime == stat.mtime);
         let retire = is_last && count + 1 == stat.nlink as usize && own_time && !stat.verity;
         let verb = if retire { Verb::Retire } else { Verb::Detach };
-        moves.push(Move { verb, object, ino, size: stat.size, mtime, names });
+        let locked = stat.immutable && is_locked(store, object)?;
+        moves.push(Move { verb, object, ino, size: stat.size, mtime, names, locked });
     }
     Ok(moves)
+}
+
+/// Whether an immutable object is one whose names are not free: plain immutable, not link-invert.
+fn is_locked(store: &Store, object: ObjectName) -> Result<bool> {
+    let file = store.objects().open_file(object.path().as_bytes());
+    let link_invert = file.and_then(|file| Seal::Patch.is_on(&file));
+    Ok(!link_invert.map_err(store::Error::at("look at", store.object_path(object)))?)
 }
 
 /// Adds an action to a batch; `rows` numbers directories.

@@ -1,6 +1,7 @@
 //! Random guests through sharing, drift, sharing again and taking back, each step held to the laws as
 //! [`fixtures::model`] states them and to a classification written for these tests alone.
 #![allow(clippy::disallowed_methods)] // builds trees and lets them drift: no guest of anybody
+#![allow(clippy::unwrap_used)] // to panic is how a test fails, in its helpers too
 
 mod common;
 

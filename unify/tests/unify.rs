@@ -1,5 +1,4 @@
 //! The round trip: share, look again, undo.
-
 #![allow(clippy::unwrap_used)] // a fixture that fails is a test that fails
 
 mod common;

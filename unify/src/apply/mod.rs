@@ -56,6 +56,23 @@ pub struct Done {
     pub taken: u64,
 }
 
+impl std::ops::Add for Done {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            admitted: self.admitted + other.admitted,
+            linked: self.linked + other.linked,
+            detached: self.detached + other.detached,
+            retired: self.retired + other.retired,
+            repaired: self.repaired + other.repaired,
+            not_done: self.not_done + other.not_done,
+            freed: self.freed + other.freed,
+            taken: self.taken + other.taken,
+        }
+    }
+}
+
 /// Carries out batches of one run.
 pub(crate) struct Executor<'a> {
     mover: Mover<'a>,
@@ -124,8 +141,11 @@ impl<'a> Executor<'a> {
         mover.fasten(&batch)?;
         mover.sync()?;
         self.settle(&traces)?;
+        // Parked names of an inode that is locked by its seal could not go.
+        mover.loosen(&batch)?;
         let reverted = mover.clean_up(&stage, &mut traces);
         mover.check_stuck()?;
+        mover.fasten(&batch)?;
         if reverted {
             mover.restore_times(&stage, &(0..batch.dirs.len() as u32).collect());
             self.settle(&traces)?;
