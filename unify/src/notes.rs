@@ -28,7 +28,7 @@ pub enum Skip {
     Sparse,
     /// Marked by `chattr(1)`: inode flags or a project, which a link would spread.
     Marked,
-    /// A path of more than 64 KiB, or a symbolic link or mount where a directory was.
+    /// A path of more than 64 KiB or 512 directories, or a symbolic link or mount where a directory was.
     OutOfReach,
     /// The file system has a reason of its own not to share this file's extents.
     CannotShare,
@@ -45,7 +45,7 @@ impl Skip {
             Errno::NOENT | Errno::STALE | Errno::NOTDIR | Errno::ISDIR | Errno::INVAL | Errno::NXIO => {
                 Self::Vanished
             }
-            Errno::LOOP | Errno::XDEV | Errno::NAMETOOLONG => Self::OutOfReach,
+            Errno::LOOP | Errno::XDEV | Errno::BUSY | Errno::NAMETOOLONG => Self::OutOfReach,
             other => Self::Failed(other),
         }
     }

@@ -18,14 +18,14 @@ use crate::guest::Guest;
 use crate::hash::{Proof, identify, prove};
 use crate::notes::{Count, Notes, Skip, Surroundings};
 use crate::objects::Objects;
-use crate::walk::{TICK_NANOS, join, to_path};
+use crate::walk::{TICK_NANOS, is_within_reach, join, to_path};
 
 /// Files that are read before they are grouped and forgotten: bounds the memory for identities.
 const CHUNK: usize = 1 << 16;
 
-/// Actions in a batch, at most. Parked inodes take space, and leased ones a descriptor, until their batch
-/// is durable.
-const BATCH_ACTIONS: u64 = 16 * 1024;
+/// Names in a batch, at most, apart from those of one action. Parked inodes take space, and leased ones a
+/// descriptor, until their batch is durable.
+const BATCH_NAMES: u64 = 16 * 1024;
 
 /// Files that are read at once, one behind the other on the disk, where a head has to move.
 const DISK_STRETCH: usize = 64;
@@ -411,7 +411,8 @@ fn find_inodes<'s>(
     path: Vec<u8>,
 ) {
     // What cannot be read cannot be linked into either: nothing is lost by passing it over.
-    let Ok(dir) = guest.root.open_dir(&path) else { return };
+    let dir = if is_within_reach(&path) { guest.root.open_dir(&path).ok() } else { None };
+    let Some(dir) = dir else { return };
     let entries = dir.for_each(&mut EntryBuffer::default(), |entry| -> std::result::Result<(), Errno> {
         if entry.kind == Kind::Directory {
             let path = join(&path, entry.name);
@@ -433,11 +434,17 @@ impl Plan<'_> {
             used.extend(guests.filter(|&guest| occupied.contains(&(guest, *ino))).map(|guest| (guest, twin)));
         }
         let mut twins: Vec<Vec<Inode>> = Vec::new();
+        // Below this, a guest has every twin: a guest may have very many equal files.
+        let mut full: HashMap<u32, usize> = HashMap::new();
         for &inode in &group.members {
             let guests: BTreeSet<u32> = names_of(&self.items, inode).map(|item| item.guest).collect();
             let free = |twin: &usize| guests.iter().all(|&guest| !used.contains(&(guest, *twin)));
-            let Some(twin) = (0..usize::from(u16::MAX)).find(free) else { continue };
+            let start = guests.iter().filter_map(|guest| full.get(guest)).max().copied().unwrap_or(0);
+            let Some(twin) = (start..usize::from(u16::MAX)).find(free) else { continue };
             used.extend(guests.iter().map(|&guest| (guest, twin)));
+            if let [guest] = *Vec::from_iter(&guests) {
+                full.insert(*guest, twin + 1);
+            }
             if twins.len() <= twin {
                 twins.resize(twin + 1, Vec::new());
             }
@@ -530,7 +537,8 @@ impl Plan<'_> {
 pub(crate) struct Builder {
     pub(crate) batch: Batch,
     dirs: HashMap<(u32, u32), u32>,
-    max_actions: usize,
+    names: usize,
+    max_names: usize,
     max_dirs: usize,
 }
 
@@ -541,16 +549,16 @@ impl Builder {
         Self {
             batch: Batch { guests, ..Batch::default() },
             dirs: HashMap::new(),
-            max_actions: BATCH_ACTIONS.min(files / 2) as usize,
+            names: 0,
+            max_names: BATCH_NAMES.min(files / 2) as usize,
             max_dirs: BATCH_DIRS.min(files / 8) as usize,
         }
     }
 
     /// Whether an action with so many names still fits. An empty batch takes any.
     pub(crate) fn takes(&self, names: u32) -> bool {
-        let actions = self.batch.actions.len();
-        let dirs = self.dirs.len() + names as usize;
-        actions == 0 || (actions < self.max_actions && dirs <= self.max_dirs)
+        let names = names as usize;
+        self.names == 0 || (self.names + names <= self.max_names && self.dirs.len() + names <= self.max_dirs)
     }
 
     fn add(&mut self, plan: &Plan<'_>, step: &Move) {
@@ -564,7 +572,7 @@ impl Builder {
                 NameRef { dir, name: census.name(file.name).to_vec() }
             })
             .collect();
-        self.batch.actions.push(Action {
+        self.push(Action {
             verb: step.verb,
             object: plan.targets[step.target as usize],
             ino: file.ino,
@@ -573,6 +581,11 @@ impl Builder {
             mtime: None,
             names,
         });
+    }
+
+    pub(crate) fn push(&mut self, action: Action) {
+        self.names += action.names.len();
+        self.batch.actions.push(action);
     }
 
     /// The number of a directory in the batch; `row` tells directories of one guest apart. Its modification

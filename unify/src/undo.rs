@@ -15,7 +15,7 @@ use store::{ObjectName, Store};
 use crate::notes::Skip;
 use crate::plan::Builder;
 use crate::session::{Report, Run, Session};
-use crate::walk::{join, to_path};
+use crate::walk::{is_within_reach, join, to_path};
 use crate::{Error, Result};
 
 /// What is to be made private. Everything that is given narrows it down.
@@ -287,6 +287,9 @@ impl Session<'_> {
             self.notes.skip(&self.guests[guest as usize].key, to_path(&path), Skip::from_errno(errno));
         };
         let open = || -> kernel::Result<Option<Dir>> {
+            if !is_within_reach(&path) {
+                return Err(Errno::NAMETOOLONG);
+            }
             let dir = self.guests[guest as usize].root.open_dir(&path)?;
             Ok((dir.stat_self()?.dev == self.place.dev()).then_some(dir))
         };
@@ -382,7 +385,7 @@ fn add<'m>(batch: &mut Builder, rows: &mut HashMap<(u32, &'m [u8]), u32>, step: 
         names.push(NameRef { dir, name: one.name.clone() });
     }
     let Move { verb, object, ino, size, mtime, .. } = *step;
-    batch.batch.actions.push(Action { verb, object, ino, ctime: 0, size, mtime, names });
+    batch.push(Action { verb, object, ino, ctime: 0, size, mtime, names });
 }
 
 fn count_planned(report: &mut Report, batch: &Batch) {

@@ -22,9 +22,10 @@ use crate::objects::Objects;
 /// every 10 ms at most (`CONFIG_HZ` of 100).
 pub(crate) const TICK_NANOS: i64 = 20_000_000;
 
-/// Longest path within a guest that is followed. A hostile guest can nest directories without end, and
-/// each costs its whole path.
+/// Longest path within a guest that is followed, in bytes and in directories. A hostile guest can nest
+/// directories without end, and opening one costs a look-up for each above it.
 pub(crate) const MAX_PATH: usize = 64 * 1024;
+const MAX_DEPTH: usize = 512;
 
 /// What a walk needs to know.
 pub(crate) struct Walk<'a> {
@@ -101,8 +102,8 @@ impl<'a> Walk<'a> {
         let first = add(&mut census.lock().unwrap_or_else(PoisonError::into_inner), task.row, &found);
         for (row, (name, _, before)) in (first..).zip(found.dirs) {
             let path = join(&task.path, index::name_at(&found.names, name));
-            if path.len() > MAX_PATH {
-                self.skip(&path[..MAX_PATH], b"", Skip::OutOfReach);
+            if !is_within_reach(&path) {
+                self.skip(&path, b"", Skip::OutOfReach);
                 continue;
             }
             scope.spawn(move |scope| self.visit(scope, census, Task { path, row, before }));
@@ -291,6 +292,11 @@ pub(crate) fn settle(census: &mut Census, began: Time) {
         }
         file.id = NONE;
     }
+}
+
+/// Whether a directory's path is followed.
+pub(crate) fn is_within_reach(path: &[u8]) -> bool {
+    path.len() <= MAX_PATH && path.split(|&byte| byte == b'/').count() <= MAX_DEPTH
 }
 
 pub(crate) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {

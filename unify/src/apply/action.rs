@@ -231,7 +231,8 @@ impl Mover<'_> {
             return Ok(Vec::new());
         }
         let copy = |(at, action): (usize, &Action)| {
-            if action.verb != Verb::Detach {
+            // Without its directories the action is not tried, and nobody would take the copy away.
+            if action.verb != Verb::Detach || self.names(stage, at).is_err() {
                 return None;
             }
             let number = stage.parks[at];
