@@ -69,7 +69,8 @@ impl Session<'_> {
             let whole = scope.paths.is_empty() && self.judges.iter().all(|judge| !judge.is_restricted());
             let undoes: Vec<RunId> = scope.run.filter(|_| whole).into_iter().collect();
             self.forget(store);
-            let run = Run { session: &self, store, journal, seal: Seal::None };
+            let seal = seal_in_the_way(store, &batches)?;
+            let run = Run { session: &self, store, journal, seal };
             run.carry_out(RunKind::Undo, command, batches.into_iter(), actions, &mut report, &undoes)?;
         }
         report.fill_skipped(self.notes);
@@ -303,6 +304,19 @@ impl<'s, 'a> Plan<'s, 'a> {
         }
         self.done
     }
+}
+
+/// The seal that must be off while names move, if the objects have one of that kind.
+fn seal_in_the_way(store: &Store, batches: &[Batch]) -> Result<Seal> {
+    for action in batches.iter().flat_map(|batch| &batch.actions) {
+        if store.stat_object(action.object)?.is_some_and(|stat| stat.immutable) {
+            let failed = || store::Error::at("look at the seal of", store.object_path(action.object));
+            let file = store.objects().open_file(action.object.path().as_bytes()).map_err(failed())?;
+            let free = Seal::Patch.is_on(&file).map_err(failed())?;
+            return Ok(if free { Seal::Patch } else { Seal::Immutable });
+        }
+    }
+    Ok(Seal::None)
 }
 
 fn count_planned(report: &mut Report, batch: &Batch) {
