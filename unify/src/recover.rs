@@ -150,7 +150,11 @@ impl Recovery<'_> {
     fn settle_admit(&mut self, action: &Action) -> Result<Settled> {
         let found = self.overflow_of(action.object, action.ino)?;
         let Some(name) = found else { return Ok(Settled::NotDone) };
-        Ok(if self.make_whole(action, name)? { Settled::Done { overflow: name.overflow } } else { Settled::NotDone })
+        Ok(if self.make_whole(action, name)? {
+            Settled::Done { overflow: name.overflow }
+        } else {
+            Settled::NotDone
+        })
     }
 
     /// Seals an object whose content is proven; gives it back to its guest otherwise.

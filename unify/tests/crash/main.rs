@@ -6,5 +6,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod ceiling;
+mod errors;
+mod kill;
 mod power;
 mod scene;

@@ -1,8 +1,10 @@
 //! Guests that make a run do everything it can do.
 #![allow(clippy::disallowed_methods)] // fixtures are built and broken without the door that they test
 
+use std::fmt::Debug;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Mutex;
 
 use fixtures::faulty::{Faulty, Op, Script};
 use fixtures::{Manifest, Snapshot};
@@ -115,7 +117,8 @@ impl Scene {
     pub(crate) fn damage(&self) -> Vec<String> {
         let mut damage = Vec::new();
         for (before, after) in self.before.iter().zip(self.world.snapshots()) {
-            let known = |path: &[u8]| before.get(path).or(after.get(path)).map(|node| (node.kind, node.mtime));
+            let known =
+                |path: &[u8]| before.get(path).or(after.get(path)).map(|node| (node.kind, node.mtime));
             let mut after = after.clone();
             for (path, node) in &mut after.nodes {
                 node.nlink = 1;
@@ -215,4 +218,31 @@ pub(crate) fn in_order<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 #[track_caller]
 pub(crate) fn assert_none(problems: &[String]) {
     assert!(problems.is_empty(), "{} problems:\n{}", problems.len(), problems.join("\n"));
+}
+
+/// Tries every point, some at a time, each with a state of its own (a disk, say); returns what went wrong
+/// at which.
+pub(crate) fn try_all<S: Send, P: Sync + Debug>(
+    states: Vec<S>,
+    points: &[P],
+    attempt: impl Fn(&mut S, &P) -> Vec<String> + Sync,
+) -> Vec<String> {
+    let (next, problems) = (Mutex::new(points.iter()), Mutex::new(Vec::new()));
+    let work = |mut state: S| {
+        in_order(|| {
+            while let Some(point) = { next.lock().unwrap().next() } {
+                let found = attempt(&mut state, point).into_iter();
+                problems.lock().unwrap().extend(found.map(|what| format!("{point:?}: {what}")));
+            }
+        });
+    };
+    std::thread::scope(|scope| {
+        states.into_iter().for_each(|state| drop(scope.spawn(|| work(state))));
+    });
+    problems.into_inner().unwrap()
+}
+
+/// A directory for trees that need not survive a power failure: in memory where that can be had.
+pub(crate) fn quick_place() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
