@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, params};
 
-use crate::journal::{in_database, make_private, open_for_reading};
+use crate::journal::{in_database, log_ahead, make_private, open_for_reading};
 use crate::wire::{Reader, Writer};
 use crate::{ObjectId, Result, Store};
 
@@ -363,7 +363,7 @@ pub fn discard(store: &Store) -> Result<()> {
 }
 
 fn set_up(db: &Connection) -> rusqlite::Result<()> {
-    db.pragma_update(None, "journal_mode", "WAL")?;
+    log_ahead(db)?;
     db.pragma_update(None, "synchronous", "NORMAL")?;
     let version: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if version == SCHEMA {
@@ -442,6 +442,7 @@ mod tests {
             assert_eq!(index.census(Path::new("web2")), None);
             assert_eq!(index.guests().unwrap(), [PathBuf::from("web1")]);
             assert_eq!(index.objects(), objects);
+            drop(index);
             let mut index = Index::open(store).unwrap();
             index.store(&[("web1".into(), None)], &objects).unwrap();
             assert_eq!(index.census(Path::new("web1")), None);

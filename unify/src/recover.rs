@@ -10,7 +10,7 @@ use store::journal::{Action, Batch, Journal, Run, RunEnd, Settled, Verb};
 use store::{ObjectName, Store};
 
 use crate::Result;
-use crate::apply::{Parking, Swap, for_overflows, lift_seals, restore_time, swap};
+use crate::apply::{Parking, Swap, fasten, for_overflows, lift_seals, loosen, restore_time, swap};
 use crate::hash::identify;
 use crate::notes::{Skip, Surroundings};
 
@@ -59,6 +59,17 @@ struct Place {
     parked: Vec<u8>,
 }
 
+/// Which side of its exchange a name is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// It has what it had before.
+    Before,
+    /// It has what it was to get: this overflow of the object, or a copy of it.
+    After(u16),
+    /// The guest has replaced or removed it since, or it cannot be reached.
+    Gone,
+}
+
 impl Recovery<'_> {
     /// The last batch is looked at even if it was settled: what it displaced may still be parked, and may
     /// have been written after it was displaced.
@@ -87,6 +98,7 @@ impl Recovery<'_> {
         let names = batch.actions.iter().map(|action| action.names.len() as u32).sum();
         parking.prepare(self.around.fs, names)?;
         let dirs: Vec<Option<Dir>> = batch.dirs.iter().map(|dir| self.open_dir(batch, dir)).collect();
+        loosen(self.around.fs, self.store, &batch.actions, self.seal)?;
         let mut number = 0;
         let mut settled = Vec::new();
         for action in &batch.actions {
@@ -113,7 +125,7 @@ impl Recovery<'_> {
             *count += 1;
             settled.push(done);
         }
-        self.fasten(batch)?;
+        fasten(self.around.fs, self.store, &batch.actions, self.seal)?;
         for (dir, opened) in batch.dirs.iter().zip(&dirs) {
             if let Some(opened) = opened {
                 restore_time(self.around.fs, opened, dir.mtime);
@@ -140,11 +152,15 @@ impl Recovery<'_> {
     fn settle_admit(&mut self, action: &Action) -> Result<Settled> {
         let found = self.overflow_of(action.object, action.ino)?;
         let Some(name) = found else { return Ok(Settled::NotDone) };
-        Ok(if self.make_whole(name)? { Settled::Done { overflow: name.overflow } } else { Settled::NotDone })
+        Ok(if self.make_whole(action, name)? {
+            Settled::Done { overflow: name.overflow }
+        } else {
+            Settled::NotDone
+        })
     }
 
     /// Seals an object whose content is proven; gives it back to its guest otherwise.
-    fn make_whole(&self, name: ObjectName) -> Result<bool> {
+    fn make_whole(&self, action: &Action, name: ObjectName) -> Result<bool> {
         let failed = |doing| store::Error::at(doing, self.store.object_path(name));
         let path = name.path();
         let file = self.store.objects().open_file(path.as_bytes()).map_err(failed("open"))?;
@@ -160,7 +176,7 @@ impl Recovery<'_> {
             }
         }
         let file = self.store.objects().open_file(path.as_bytes()).map_err(failed("open"))?;
-        if stat.nlink > 2 {
+        if stat.nlink as usize > action.names.len() + 1 {
             // Others have it already: it is an object, sealed or not; scrubbing looks after it.
             return Ok(true);
         }
@@ -202,47 +218,43 @@ impl Recovery<'_> {
     /// Names change places all or none. What is parked tells: an object's inode or copy that never got in,
     /// or what it displaced.
     fn settle_exchange(&mut self, parking: &Parking, action: &Action, places: &[Place]) -> Result<Settled> {
-        let mut exchanged = 0;
-        let mut settled = Settled::NotDone;
-        for place in places {
-            if let Some(overflow) = self.overflow_at(action, place)? {
-                exchanged += 1;
-                settled = Settled::Done { overflow };
-            }
-        }
-        // A Detach is done where the name is *not* the object any more.
-        let wanted = if action.verb == Verb::Detach { 0 } else { places.len() };
-        let all = exchanged == wanted;
+        let looks = places.iter().map(|place| self.look(action, place)).collect::<Result<Vec<_>>>()?;
+        let all = !looks.contains(&Look::Before);
         for place in places {
             self.settle_parked(parking, action, place, all)?;
         }
-        if action.verb == Verb::Detach {
-            settled = Settled::Done { overflow: action.object.overflow };
-        } else if exchanged == 0 {
-            return self.settle_unexchanged(action);
+        let exchanged = looks.iter().find_map(|look| match *look {
+            Look::After(overflow) => Some(Settled::Done { overflow }),
+            Look::Before | Look::Gone => None,
+        });
+        match exchanged {
+            Some(done) if all => Ok(done),
+            None if action.verb == Verb::Link => self.settle_unexchanged(action),
+            _ => Ok(Settled::NotDone),
         }
-        Ok(if all { settled } else { Settled::NotDone })
     }
 
     /// A `Link` that may have become an `Admit`.
     fn settle_unexchanged(&mut self, action: &Action) -> Result<Settled> {
         match self.overflow_of(action.object, action.ino)? {
-            Some(name) if self.make_whole(name)? => Ok(Settled::Admitted { overflow: name.overflow }),
+            Some(name) if self.make_whole(action, name)? => Ok(Settled::Admitted { overflow: name.overflow }),
             _ => Ok(Settled::NotDone),
         }
     }
 
-    /// Which inode of the object a name has, if any.
-    fn overflow_at(&self, action: &Action, place: &Place) -> Result<Option<u16>> {
+    /// Which side of its exchange a name is on.
+    fn look(&self, action: &Action, place: &Place) -> Result<Look> {
         let stat = place.dir.as_ref().and_then(|dir| dir.stat(&place.name).ok());
-        let Some(stat) = stat else { return Ok(None) };
-        if action.verb == Verb::Detach {
-            return Ok((stat.ino == action.ino).then_some(action.object.overflow));
-        }
-        if stat.ino == action.ino {
-            return Ok(None); // still its own inode; an admitted one is settled apart
-        }
-        Ok(self.overflow_of(action.object, stat.ino)?.map(|name| name.overflow))
+        Ok(match (action.verb, stat) {
+            (_, None) => Look::Gone,
+            // An inode that became the object where it was is settled apart.
+            (_, Some(stat)) if stat.ino == action.ino => Look::Before,
+            (Verb::Detach, Some(_)) => Look::After(action.object.overflow),
+            (_, Some(stat)) => {
+                let object = self.overflow_of(action.object, stat.ino)?;
+                object.map_or(Look::Gone, |name| Look::After(name.overflow))
+            }
+        })
     }
 
     /// The object of this twin that is the inode `ino`.
@@ -263,7 +275,7 @@ impl Recovery<'_> {
         let removable = match action.verb {
             Verb::Link => self.settle_displaced(action, place, parked, stat.ino, all)?,
             Verb::Repair => self.settle_replaced(action, place, parked, &stat)?,
-            _ => self.settle_copy(action, place, parked, stat.ino)?,
+            _ => self.settle_copy(action, place, parked, stat.ino, all)?,
         };
         if !removable {
             return self.keep(parked);
@@ -301,21 +313,30 @@ impl Recovery<'_> {
         }
     }
 
-    /// For a `Detach`: whether the parked inode can go. It is the object that was displaced, a copy that
-    /// never got in, or a file of the guest's that a copy displaced by mistake; that one goes back.
-    fn settle_copy(&self, action: &Action, place: &Place, parked: At<'_>, ino: u64) -> Result<bool> {
+    /// For a `Detach`: whether the parked inode can go. It is the object that was displaced, and goes back
+    /// unless the exchange stands as a whole; a copy that never got in; or a file of the guest's that a copy
+    /// displaced by mistake, which goes back.
+    fn settle_copy(
+        &self,
+        action: &Action,
+        place: &Place,
+        parked: At<'_>,
+        ino: u64,
+        all: bool,
+    ) -> Result<bool> {
+        let displaced = ino == action.ino;
         let there = place.dir.as_ref().and_then(|dir| dir.stat(&place.name).ok());
-        if ino == action.ino || there.is_some_and(|there| there.ino == action.ino) {
+        if (displaced && all) || there.is_some_and(|there| there.ino == action.ino) {
             return Ok(true);
         }
-        if self.is_same(action, parked) {
+        if !displaced && self.is_same(action, parked) {
             return Ok(true);
         }
         match (&place.dir, there) {
             (Some(dir), Some(there)) if self.is_same(action, At::new(dir, &place.name)) => {
                 self.give_back(place, parked, ino, there.ino)
             }
-            _ => Ok(false),
+            _ => Ok(displaced),
         }
     }
 
@@ -374,20 +395,6 @@ impl Recovery<'_> {
         match self.around.fs.rename_new(parked, At::new(self.store.quarantine(), name.as_bytes())) {
             Ok(()) => self.outcome.kept.push(place),
             Err(errno) => return Err(store::Error::at("keep", place)(errno).into()),
-        }
-        Ok(())
-    }
-
-    /// Seals that were lifted for the length of the batch go back on.
-    fn fasten(&self, batch: &Batch) -> Result<()> {
-        if self.seal.leaves_names_free() {
-            return Ok(());
-        }
-        for action in &batch.actions {
-            for_overflows(self.store, action.object, |name, file| {
-                let failed = store::Error::at("seal", self.store.object_path(name));
-                Ok(self.around.fs.seal(file, self.seal).map_err(failed)?)
-            })?;
         }
         Ok(())
     }

@@ -161,7 +161,7 @@ impl Journal {
     }
 
     fn set_up(&self, store: &Store) -> rusqlite::Result<Result<()>> {
-        self.db.pragma_update(None, "journal_mode", "WAL")?;
+        log_ahead(&self.db)?;
         self.db.pragma_update(None, "synchronous", "FULL")?;
         self.db.pragma_update(None, "foreign_keys", true)?;
         match self.schema()? {
@@ -281,6 +281,14 @@ fn read_run(row: &rusqlite::Row<'_>) -> rusqlite::Result<Option<Run>> {
         summary: row.get(7)?,
         undone_by: row.get(8)?,
     }))
+}
+
+/// Turns write-ahead logging on. The store's own lock keeps others out, so the log's index can be in memory
+/// instead of in a shared mapping: when a disk dies, reading that would end the process by SIGBUS, where
+/// everything else reports an error.
+pub(crate) fn log_ahead(db: &Connection) -> rusqlite::Result<()> {
+    db.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    db.pragma_update(None, "journal_mode", "WAL")
 }
 
 /// On a read-only file system `SQLite` cannot make the files of its write-ahead log; `immutable` does

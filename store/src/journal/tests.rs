@@ -116,6 +116,7 @@ fn a_later_journal_is_refused() {
         drop(Journal::open(store).unwrap());
         let db = Connection::open(store.path().join("journal.db")).unwrap();
         db.pragma_update(None, "user_version", SCHEMA + 1).unwrap();
+        drop(db);
         assert!(matches!(Journal::open(store).map(drop), Err(Error::Newer { .. })));
     });
 }

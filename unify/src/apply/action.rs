@@ -155,7 +155,7 @@ impl Mover<'_> {
         let object = At::new(self.store.objects(), path.as_bytes());
         for at in 0..names.len() {
             if let Err(errno) = self.around.fs.link(object, names.parked(at)) {
-                self.unpark(names, at);
+                self.unpark(names, at + 1); // an error does not prove that nothing was done
                 return Err(errno);
             }
         }
@@ -283,7 +283,7 @@ impl Mover<'_> {
         let stat = copy.stat().map_err(Skip::Failed)?;
         for at in 1..names.len() {
             if let Err(errno) = self.around.fs.link(names.parked(0), names.parked(at)) {
-                self.unpark(names, at);
+                self.unpark(names, at + 1);
                 return Err(Skip::Failed(errno));
             }
         }

@@ -7,7 +7,8 @@
 //! 3. names move, in parallel; each action whole or not at all;
 //! 4. *barrier*: the moves are durable;
 //! 5. what became of each action is durable in the journal;
-//! 6. a second look at what was displaced, and the parked names go.
+//! 6. a second look at what was displaced, and the parked names go;
+//! 7. seals that hold names fast, off since 2, are on again.
 //!
 //! At every instant each guest name refers to an inode with the right bytes: to the displaced one or to
 //! the object. A crash leaves parked names, which [`crate::recover`] settles by looking at them.
@@ -133,22 +134,22 @@ impl<'a> Executor<'a> {
             self.durable = true;
         }
         self.journal.intend(self.run, mover.seq, &batch)?;
-        mover.loosen(&batch)?;
+        loosen(mover.around.fs, mover.store, &batch.actions, mover.seal)?;
         let copies = mover.copy_all(&stage)?;
         let mut traces = mover.move_names(&stage, &copies);
         mover.restore_times(&stage, &stage.spread);
         mover.check_stuck()?;
-        mover.fasten(&batch)?;
         mover.sync()?;
         self.settle(&traces)?;
-        // Parked names of an inode that is locked by its seal could not go.
-        mover.loosen(&batch)?;
         let reverted = mover.clean_up(&stage, &mut traces);
         mover.check_stuck()?;
-        mover.fasten(&batch)?;
         if reverted {
             mover.restore_times(&stage, &(0..batch.dirs.len() as u32).collect());
             self.settle(&traces)?;
+        }
+        if !mover.seal.leaves_names_free() {
+            fasten(mover.around.fs, mover.store, &batch.actions, mover.seal)?;
+            mover.sync()?;
         }
         self.count(&batch, &traces);
         self.mover.seq += 1;
@@ -306,31 +307,34 @@ impl Mover<'_> {
             }
         }
     }
+}
 
-    /// Where a sealed inode can get no new names, its seal is off for the length of a batch.
-    fn loosen(&self, batch: &Batch) -> Result<()> {
-        if self.seal.leaves_names_free() {
-            return Ok(());
-        }
-        self.for_objects(batch, |file| self.around.fs.unseal(file, self.seal))
-    }
+/// Where a sealed inode can get no new names, its seal is off for the length of a batch.
+pub(crate) fn loosen(fs: &dyn Fs, store: &Store, actions: &[Action], seal: Seal) -> Result<()> {
+    change_seals(store, actions, seal, |file| fs.unseal(file, seal))
+}
 
-    fn fasten(&self, batch: &Batch) -> Result<()> {
-        if self.seal.leaves_names_free() {
-            return Ok(());
-        }
-        self.for_objects(batch, |file| self.around.fs.seal(file, self.seal))
-    }
+/// Puts back on what [`loosen`] took off.
+pub(crate) fn fasten(fs: &dyn Fs, store: &Store, actions: &[Action], seal: Seal) -> Result<()> {
+    change_seals(store, actions, seal, |file| fs.seal(file, seal))
+}
 
-    fn for_objects(&self, batch: &Batch, change: impl Fn(&File) -> kernel::Result<()>) -> Result<()> {
-        for action in &batch.actions {
-            for_overflows(self.store, action.object, |name, file| {
-                change(file).map_err(store::Error::at("change the seal of", self.store.object_path(name)))?;
-                Ok(())
-            })?;
-        }
-        Ok(())
+fn change_seals(
+    store: &Store,
+    actions: &[Action],
+    seal: Seal,
+    change: impl Fn(&File) -> kernel::Result<()>,
+) -> Result<()> {
+    if seal.leaves_names_free() {
+        return Ok(());
     }
+    for action in actions {
+        for_overflows(store, action.object, |name, file| {
+            change(file).map_err(store::Error::at("change the seal of", store.object_path(name)))?;
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 /// Calls `each` for every existing inode of an object's twin.

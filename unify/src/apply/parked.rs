@@ -90,10 +90,15 @@ pub(crate) enum Swap {
 /// Then the exchange is taken back; should the guest have replaced the name yet again in between, its
 /// latest file is what stays.
 pub(crate) fn swap(fs: &dyn Fs, parked: At<'_>, place: At<'_>, ours: u64, expected: u64) -> Swap {
-    if let Err(errno) = fs.exchange(parked, place) {
-        return Swap::Refused(errno);
-    }
     let look = || parked.dir.stat(parked.name).map(|stat| stat.ino);
+    if let Err(errno) = fs.exchange(parked, place) {
+        // An error does not prove that nothing was done: what is parked does.
+        match look() {
+            Ok(ino) if ino == ours => return Swap::Refused(errno),
+            Ok(_) => {}
+            Err(errno) => return Swap::Stuck(errno),
+        }
+    }
     let mut put_in = ours;
     let mut latest = match look() {
         Ok(ino) if ino == expected => return Swap::Done,
