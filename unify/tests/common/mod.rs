@@ -47,7 +47,10 @@ impl World {
 
     pub fn open(&self, fs: &dyn Fs) -> Result<(Store, Journal)> {
         Store::create(fs, &self.store_path(), self.identity)?;
-        let store = Store::open(fs, &self.store_path(), Access::Write, None)?;
+        // Between fork and exec, a child that another test starts holds our lock too.
+        let tries = std::cell::Cell::new(0);
+        let patience = || tries.replace(tries.get() + 1) < 50;
+        let store = Store::open(fs, &self.store_path(), Access::Write, Some(&patience))?;
         let journal = Journal::open(&store)?;
         Ok((store, journal))
     }
