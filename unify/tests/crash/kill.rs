@@ -61,7 +61,7 @@ fn at_every_call_of_undo() {
 const DEATHS: usize = 200;
 
 /// Directories of a guest, and files in each.
-const SIZE: (usize, usize) = (10, 40);
+const SIZE: (usize, usize) = (8, 25);
 
 fn guest() -> Manifest {
     let mut lines = String::new();

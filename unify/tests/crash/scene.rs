@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use fixtures::faulty::{Faulty, Op, Script};
 use fixtures::{Manifest, Snapshot};
 use kernel::{Fs, Kind, Seal};
-use store::{Access, ObjectName, Store};
+use store::ObjectName;
 use unify::{Report, Result, Scope};
 
 use crate::common::{REAL, World};
@@ -179,7 +179,7 @@ impl Scene {
     }
 
     fn useless_objects(&self) -> Vec<String> {
-        let store = Store::open(&REAL, &self.world.store_path(), Access::Read, None).unwrap();
+        let (store, _) = self.world.open(&REAL).unwrap();
         let mut objects = Vec::new();
         store.for_each_object(|name, _, _| objects.push(name), drop).unwrap();
         let useless = |name: &ObjectName| store.stat_object(*name).unwrap().unwrap().nlink < 2;
