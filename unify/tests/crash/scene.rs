@@ -15,13 +15,13 @@ use unify::{Report, Result, Scope};
 use crate::common::{REAL, World};
 
 /// What both guests share since an earlier run: a file, and a group of names.
-const OLD: &str = r#"
+const OLD: &str = r"
 d usr 755 @1000000000.25
 d usr/bin 755 @1000000001.5
 f usr/bin/old 755 @1000000002.5 *9000:1
 f usr/bin/cat 755 @1000000002.5 *30000:2
 h usr/bin/concatenate usr/bin/cat
-"#;
+";
 
 /// What came since: a file, a group across two directories, two equal inodes, and what must stay private.
 const NEW: &str = r#"
@@ -171,9 +171,12 @@ impl Scene {
     /// which of the other's.
     fn sharing(&self) -> Vec<(&'static str, bool)> {
         let there: Vec<u64> = SHARED.iter().map(|name| self.world.ino(1, name)).collect();
-        let shared = |name: &str| match TWINS.contains(&name) {
-            true => there.contains(&self.world.ino(0, name)),
-            false => self.world.shares(name),
+        let shared = |name: &str| {
+            if TWINS.contains(&name) {
+                there.contains(&self.world.ino(0, name))
+            } else {
+                self.world.shares(name)
+            }
         };
         SHARED.iter().map(|name| (*name, shared(name))).collect()
     }
