@@ -10,7 +10,7 @@ use store::journal::{Action, Batch, Journal, Run, RunEnd, Settled, Verb};
 use store::{ObjectName, Store};
 
 use crate::Result;
-use crate::apply::{Parking, Swap, fasten, for_overflows, lift_seals, loosen, restore_time, swap};
+use crate::apply::{Parking, Swap, fasten, for_overflows, lift_seals, restore_time, swap};
 use crate::hash::identify;
 use crate::notes::{Skip, Surroundings};
 
@@ -96,7 +96,6 @@ impl Recovery<'_> {
     fn settle_batch(&mut self, run: i64, seq: u32, batch: &Batch) -> Result<Vec<Settled>> {
         let parking = Parking::open(self.around.fs, self.store, run)?;
         let dirs: Vec<Option<Dir>> = batch.dirs.iter().map(|dir| self.open_dir(batch, dir)).collect();
-        loosen(self.around.fs, self.store, &batch.actions, self.seal)?;
         let mut number = 0;
         let mut settled = Vec::new();
         for action in &batch.actions {

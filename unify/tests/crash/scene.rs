@@ -162,9 +162,23 @@ impl Scene {
             let wrong = self.sharing().into_iter().filter(|(_, shared)| *shared != (act == Act::Unify));
             found.extend(wrong.map(|(name, _)| format!("then {act:?}: {name}")));
             found.extend(self.traces().into_iter().map(|trace| format!("then {act:?}: {trace}")));
+            found.extend(
+                self.wrongly_sealed(act).into_iter().map(|name| format!("then {act:?}: seal of {name}")),
+            );
             found.extend(self.useless_objects().into_iter().filter(|_| act == Act::Unify));
         }
         found
+    }
+
+    /// Names whose immutable flag is on without reason, or off.
+    fn wrongly_sealed(&self, act: Act) -> Vec<&'static str> {
+        const IMMUTABLE: u32 = 0x10; // FS_IMMUTABLE_FL
+        let wanted = act == Act::Unify && self.world.seal == Seal::Immutable;
+        let trees = self.world.snapshots();
+        let is_sealed =
+            |tree: &Snapshot, name: &str| tree.get(name).is_some_and(|node| node.flags & IMMUTABLE != 0);
+        let wrong = |name: &&str| trees.iter().any(|tree| is_sealed(tree, name) != wanted);
+        SHARED.into_iter().filter(wrong).collect()
     }
 
     /// Whether each name is shared. Of equal inodes in one guest it does not matter which is shared with
