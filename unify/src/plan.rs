@@ -14,6 +14,7 @@ use store::journal::{Action, Batch, DirRef, NameRef, Verb};
 use store::{IdentityPolicy, ObjectId, ObjectName, Store};
 
 use crate::Result;
+use crate::apply::for_overflows;
 use crate::guest::Guest;
 use crate::hash::{Proof, identify, prove};
 use crate::notes::{Count, Notes, Skip, Surroundings};
@@ -57,12 +58,15 @@ struct Inode {
     names: u32,
 }
 
+/// The inodes of one twin of an object that exist.
+type Twin = Vec<(ObjectName, u64)>;
+
 /// Inodes of one identity.
 struct Group {
     id: ObjectId,
     members: Vec<Inode>,
-    /// Inodes of its objects that exist already, by twin.
-    existing: Vec<u64>,
+    /// Inodes of its objects that exist already, by twin and overflow.
+    existing: Vec<Vec<u64>>,
 }
 
 /// What a plan would do, in numbers.
@@ -184,7 +188,7 @@ impl<'a> Planner<'a> {
         sorted.par_sort_unstable_by_key(|(id, inode)| (*id, inode.first));
         let runs: Vec<&[(ObjectId, Inode)]> = sorted.chunk_by(|a, b| a.0 == b.0).collect();
         let existing = self.existing(items, &runs)?;
-        let has_company = |run: &[(ObjectId, Inode)], existing: &[(ObjectName, u64)]| {
+        let has_company = |run: &[(ObjectId, Inode)], existing: &[Twin]| {
             run.len() > 1 || !existing.is_empty() || run.iter().any(|(_, inode)| spans_guests(items, *inode))
         };
         // Those that seem to have company and were not read in this run are read now.
@@ -302,38 +306,49 @@ impl<'a> Planner<'a> {
         Ok(proof)
     }
 
-    /// The objects of each group's identity that exist, with their inode numbers.
-    fn existing(&self, items: &[Item], runs: &[&[(ObjectId, Inode)]]) -> Result<Vec<Vec<(ObjectName, u64)>>> {
+    /// The objects of each group's identity that exist, by twin.
+    fn existing(&self, items: &[Item], runs: &[&[(ObjectId, Inode)]]) -> Result<Vec<Vec<Twin>>> {
         runs.par_iter()
             .map(|run| {
                 let class = items[run[0].1.first as usize].class;
+                let Some(store) = self.store.filter(|_| self.objects.has_class(class)) else {
+                    return Ok(Vec::new());
+                };
+                let most = most_in_one_guest(items, run);
                 let mut found = Vec::new();
-                while let Some(store) = self.store.filter(|_| self.objects.has_class(class)) {
-                    let twin = found.len() as u16;
-                    let name = ObjectName { id: run[0].0, twin, overflow: 0 };
-                    match store.stat_object(name)? {
-                        Some(stat) => found.push((name, stat.ino)),
-                        None => break,
+                loop {
+                    let name = ObjectName { id: run[0].0, twin: found.len() as u16, overflow: 0 };
+                    let twin = inodes_of(store, name)?;
+                    // Runs that were cut off and garbage collection leave gaps.
+                    if twin.is_empty() && found.len() + 1 >= most {
+                        break;
                     }
+                    found.push(twin);
                 }
+                let last = found.iter().rposition(|twin| !twin.is_empty());
+                found.truncate(last.map_or(0, |last| last + 1));
                 Ok(found)
             })
             .collect()
     }
 
     /// Reads each object that is about to get new links (law 6). A corrupt one is as good as absent, and
-    /// so are the twins behind it.
-    fn trusted(&self, existing: Vec<(ObjectName, u64)>, corrupt: &mut Vec<ObjectName>) -> Result<Vec<u64>> {
-        let mut inos = Vec::new();
-        for (name, ino) in existing {
-            let Some(store) = self.store else { continue };
-            if !is_intact(self.around, store, name)? {
-                corrupt.push(name);
-                break;
+    /// so are the overflows behind it.
+    fn trusted(&self, existing: Vec<Twin>, corrupt: &mut Vec<ObjectName>) -> Result<Vec<Vec<u64>>> {
+        let mut twins = Vec::new();
+        for twin in existing {
+            let mut inos = Vec::new();
+            for (name, ino) in twin {
+                let Some(store) = self.store else { continue };
+                if !is_intact(self.around, store, name)? {
+                    corrupt.push(name);
+                    break;
+                }
+                inos.push(ino);
             }
-            inos.push(ino);
+            twins.push(inos);
         }
-        Ok(inos)
+        Ok(twins)
     }
 
     /// Which guests have a name of which existing object already: they need the next twin. Only guests
@@ -342,7 +357,7 @@ impl<'a> Planner<'a> {
         let mut wanted: Vec<BTreeSet<u64>> = vec![BTreeSet::new(); self.guests.len()];
         for group in groups.iter().filter(|group| !group.existing.is_empty()) {
             for item in group.members.iter().flat_map(|inode| names_of(items, *inode)) {
-                wanted[item.guest as usize].extend(&group.existing);
+                wanted[item.guest as usize].extend(group.existing.iter().flatten());
             }
         }
         let found = Mutex::new(BTreeSet::new());
@@ -384,6 +399,26 @@ fn place_each(
 fn disk_order(mut placed: Vec<(u64, Inode)>) -> Vec<Inode> {
     placed.par_sort_unstable_by_key(|&(physical, inode)| (physical, inode.first));
     placed.into_iter().map(|(_, inode)| inode).collect()
+}
+
+/// How many of a group's inodes one guest has, at most: so many twins the group needs.
+fn most_in_one_guest(items: &[Item], run: &[(ObjectId, Inode)]) -> usize {
+    let mut counts: HashMap<u32, usize> = HashMap::new();
+    for (_, inode) in run {
+        *counts.entry(items[inode.first as usize].guest).or_default() += 1;
+    }
+    counts.into_values().max().unwrap_or(0)
+}
+
+/// The inodes of a twin that exist.
+fn inodes_of(store: &Store, name: ObjectName) -> Result<Twin> {
+    let mut found = Twin::new();
+    for_overflows(store, name, |name, file| {
+        let stat = file.stat().map_err(store::Error::at("stat", store.object_path(name)))?;
+        found.push((name, stat.ino));
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// Whether an object still is what its name says; `false` too if it cannot be read.
@@ -429,9 +464,9 @@ impl Plan<'_> {
     /// Gives every member of a group an object: never one that its guest has already.
     fn assign(&mut self, group: &Group, occupied: &BTreeSet<(u32, u64)>) {
         let mut used: BTreeSet<(u32, usize)> = BTreeSet::new();
-        for (twin, ino) in group.existing.iter().enumerate() {
-            let guests = 0..self.guests.len() as u32;
-            used.extend(guests.filter(|&guest| occupied.contains(&(guest, *ino))).map(|guest| (guest, twin)));
+        for (twin, inos) in group.existing.iter().enumerate() {
+            let has = |guest: &u32| inos.iter().any(|ino| occupied.contains(&(*guest, *ino)));
+            used.extend((0..self.guests.len() as u32).filter(has).map(|guest| (guest, twin)));
         }
         let mut twins: Vec<Vec<Inode>> = Vec::new();
         // Below this, a guest has every twin: a guest may have very many equal files.
@@ -451,7 +486,7 @@ impl Plan<'_> {
             twins[twin].push(inode);
         }
         for (twin, members) in twins.into_iter().enumerate() {
-            let exists = twin < group.existing.len();
+            let exists = group.existing.get(twin).is_some_and(|inos| !inos.is_empty());
             self.assign_twin(ObjectName { id: group.id, twin: twin as u16, overflow: 0 }, exists, members);
         }
     }

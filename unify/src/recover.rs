@@ -10,7 +10,7 @@ use store::journal::{Action, Batch, Journal, Run, RunEnd, Settled, Verb};
 use store::{ObjectName, Store};
 
 use crate::Result;
-use crate::apply::{Parking, Swap, fasten, for_overflows, lift_seals, loosen, restore_time, swap};
+use crate::apply::{Parking, Swap, fasten, for_overflows, lift_seals, restore_time, swap};
 use crate::hash::identify;
 use crate::notes::{Skip, Surroundings};
 
@@ -98,7 +98,6 @@ impl Recovery<'_> {
         let names = batch.actions.iter().map(|action| action.names.len() as u32).sum();
         parking.prepare(self.around.fs, names)?;
         let dirs: Vec<Option<Dir>> = batch.dirs.iter().map(|dir| self.open_dir(batch, dir)).collect();
-        loosen(self.around.fs, self.store, &batch.actions, self.seal)?;
         let mut number = 0;
         let mut settled = Vec::new();
         for action in &batch.actions {

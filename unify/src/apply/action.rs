@@ -125,10 +125,14 @@ impl Mover<'_> {
     fn admit(&self, name: ObjectName, lease: &Leased) -> Step<bool> {
         let (path, file) = (name.path(), lease.file());
         let at = At::new(self.store.objects(), path.as_bytes());
-        match self.around.fs.link_open(file, at) {
-            Ok(()) => {}
-            Err(Errno::EXIST) => return Ok(false),
-            Err(errno) => return Err(Skip::Failed(errno)),
+        if let Err(errno) = self.around.fs.link_open(file, at) {
+            // An error does not prove that nothing was done.
+            let ours = file.stat().and_then(|ours| Ok(at.dir.stat(at.name)?.ino == ours.ino));
+            match errno {
+                _ if ours == Ok(true) => {}
+                Errno::EXIST => return Ok(false),
+                errno => return Err(Skip::Failed(errno)),
+            }
         }
         let sealed = match self.seal {
             seal if seal.leaves_names_free() => self.around.fs.seal(file, seal),
@@ -266,16 +270,18 @@ impl Mover<'_> {
             xattrs: object.xattrs().map_err(Skip::Failed)?,
         };
         let fs = self.around.fs;
-        let file = fs.create(to).map_err(Skip::Failed)?;
-        fs.copy_content(&object, &file, stat.size).and_then(|()| fs.set_metadata(&file, &metadata)).map_err(
-            |errno| {
-                if let Err(errno) = fs.unlink(to) {
-                    self.stuck(errno);
-                }
-                Skip::Failed(errno)
-            },
-        )?;
-        Ok(file)
+        let made = fs.create(to).and_then(|file| {
+            fs.copy_content(&object, &file, stat.size)?;
+            fs.set_metadata(&file, &metadata)?;
+            Ok(file)
+        });
+        made.map_err(|errno| {
+            match fs.unlink(to) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => self.stuck(errno),
+            }
+            Skip::Failed(errno)
+        })
     }
 
     /// Names of an object become names of its private copy.

@@ -310,7 +310,7 @@ impl Mover<'_> {
 }
 
 /// Where a sealed inode can get no new names, its seal is off for the length of a batch.
-pub(crate) fn loosen(fs: &dyn Fs, store: &Store, actions: &[Action], seal: Seal) -> Result<()> {
+fn loosen(fs: &dyn Fs, store: &Store, actions: &[Action], seal: Seal) -> Result<()> {
     change_seals(store, actions, seal, |file| fs.unseal(file, seal))
 }
 

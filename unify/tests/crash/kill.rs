@@ -1,6 +1,7 @@
 //! The process is killed: at every call, and the real command at random times.
 #![allow(clippy::disallowed_methods)] // commands are the test's own
 
+use std::fmt::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -61,16 +62,16 @@ fn at_every_call_of_undo() {
 const DEATHS: usize = 200;
 
 /// Directories of a guest, and files in each.
-const SIZE: (usize, usize) = (10, 40);
+const SIZE: (usize, usize) = (8, 25);
 
 fn guest() -> Manifest {
     let mut lines = String::new();
     for dir in 0..SIZE.0 {
-        lines += &format!("d usr/lib/{dir} 755 @1000000000.{dir}\n");
+        writeln!(lines, "d usr/lib/{dir} 755 @1000000000.{dir}").unwrap();
         for file in 0..SIZE.1 {
-            lines += &format!("f usr/lib/{dir}/{file} 644 *{}:{}\n", 100 + 37 * file, dir * 100 + file);
+            writeln!(lines, "f usr/lib/{dir}/{file} 644 *{}:{}", 100 + 37 * file, dir * 100 + file).unwrap();
         }
-        lines += &format!("h usr/lib/same.{dir} usr/lib/{dir}/0\n");
+        writeln!(lines, "h usr/lib/same.{dir} usr/lib/{dir}/0").unwrap();
     }
     Manifest::parse(&lines).unwrap()
 }

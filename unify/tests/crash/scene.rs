@@ -9,19 +9,19 @@ use std::sync::Mutex;
 use fixtures::faulty::{Faulty, Op, Script};
 use fixtures::{Manifest, Snapshot};
 use kernel::{Fs, Kind, Seal};
-use store::{Access, ObjectName, Store};
+use store::ObjectName;
 use unify::{Report, Result, Scope};
 
 use crate::common::{REAL, World};
 
 /// What both guests share since an earlier run: a file, and a group of names.
-const OLD: &str = r#"
+const OLD: &str = r"
 d usr 755 @1000000000.25
 d usr/bin 755 @1000000001.5
 f usr/bin/old 755 @1000000002.5 *9000:1
 f usr/bin/cat 755 @1000000002.5 *30000:2
 h usr/bin/concatenate usr/bin/cat
-"#;
+";
 
 /// What came since: a file, a group across two directories, two equal inodes, and what must stay private.
 const NEW: &str = r#"
@@ -162,24 +162,41 @@ impl Scene {
             let wrong = self.sharing().into_iter().filter(|(_, shared)| *shared != (act == Act::Unify));
             found.extend(wrong.map(|(name, _)| format!("then {act:?}: {name}")));
             found.extend(self.traces().into_iter().map(|trace| format!("then {act:?}: {trace}")));
+            found.extend(
+                self.wrongly_sealed(act).into_iter().map(|name| format!("then {act:?}: seal of {name}")),
+            );
             found.extend(self.useless_objects().into_iter().filter(|_| act == Act::Unify));
         }
         found
+    }
+
+    /// Names whose immutable flag is on without reason, or off.
+    fn wrongly_sealed(&self, act: Act) -> Vec<&'static str> {
+        const IMMUTABLE: u32 = 0x10; // FS_IMMUTABLE_FL
+        let wanted = act == Act::Unify && self.world.seal == Seal::Immutable;
+        let trees = self.world.snapshots();
+        let is_sealed =
+            |tree: &Snapshot, name: &str| tree.get(name).is_some_and(|node| node.flags & IMMUTABLE != 0);
+        let wrong = |name: &&str| trees.iter().any(|tree| is_sealed(tree, name) != wanted);
+        SHARED.into_iter().filter(wrong).collect()
     }
 
     /// Whether each name is shared. Of equal inodes in one guest it does not matter which is shared with
     /// which of the other's.
     fn sharing(&self) -> Vec<(&'static str, bool)> {
         let there: Vec<u64> = SHARED.iter().map(|name| self.world.ino(1, name)).collect();
-        let shared = |name: &str| match TWINS.contains(&name) {
-            true => there.contains(&self.world.ino(0, name)),
-            false => self.world.shares(name),
+        let shared = |name: &str| {
+            if TWINS.contains(&name) {
+                there.contains(&self.world.ino(0, name))
+            } else {
+                self.world.shares(name)
+            }
         };
         SHARED.iter().map(|name| (*name, shared(name))).collect()
     }
 
     fn useless_objects(&self) -> Vec<String> {
-        let store = Store::open(&REAL, &self.world.store_path(), Access::Read, None).unwrap();
+        let (store, _) = self.world.open(&REAL).unwrap();
         let mut objects = Vec::new();
         store.for_each_object(|name, _, _| objects.push(name), drop).unwrap();
         let useless = |name: &ObjectName| store.stat_object(*name).unwrap().unwrap().nlink < 2;
