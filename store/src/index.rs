@@ -330,20 +330,26 @@ impl Index {
         (!whole.is_empty()).then_some(whole)
     }
 
-    /// Replaces what is known: of the guests given (`None` forgets one) and of the objects.
-    pub fn store(&mut self, guests: &[(PathBuf, Option<&Census>)], objects: &[ObjectRow]) -> Result<()> {
+    /// Replaces what is known: of the guests given (`None` forgets one) and, if given, of the objects.
+    pub fn store(
+        &mut self,
+        guests: &[(PathBuf, Option<&Census>)],
+        objects: Option<&[ObjectRow]>,
+    ) -> Result<()> {
         let mut write = || -> rusqlite::Result<()> {
             let transaction = self.db.transaction()?;
             for (guest, census) in guests {
                 let key = guest.as_os_str().as_bytes();
                 put_pieces(&transaction, key, &census.map(Census::encode).unwrap_or_default())?;
             }
-            let mut rows = Writer(Vec::with_capacity(objects.len() * 16));
-            for object in objects {
-                rows.u64(object.ino);
-                rows.u64(object.class);
+            if let Some(objects) = objects {
+                let mut rows = Writer(Vec::with_capacity(objects.len() * 16));
+                for object in objects {
+                    rows.u64(object.ino);
+                    rows.u64(object.class);
+                }
+                put_pieces(&transaction, b"", &rows.0)?;
             }
-            put_pieces(&transaction, b"", &rows.0)?;
             transaction.commit()
         };
         write().map_err(in_database(&self.path))
@@ -435,7 +441,7 @@ mod tests {
         with_store(|store| {
             let objects = [ObjectRow { ino: 1, class: 2 }, ObjectRow { ino: 3, class: 4 }];
             let mut index = Index::open(store).unwrap();
-            index.store(&[("web1".into(), Some(&sample()))], &objects).unwrap();
+            index.store(&[("web1".into(), Some(&sample()))], Some(&objects)).unwrap();
             drop(index);
             let index = Index::open_read_only(store).unwrap();
             assert_eq!(index.census(Path::new("web1")), Some(sample()));
@@ -444,7 +450,8 @@ mod tests {
             assert_eq!(index.objects(), objects);
             drop(index);
             let mut index = Index::open(store).unwrap();
-            index.store(&[("web1".into(), None)], &objects).unwrap();
+            index.store(&[("web1".into(), None)], None).unwrap();
+            assert_eq!(index.objects(), objects);
             assert_eq!(index.census(Path::new("web1")), None);
         });
     }

@@ -17,19 +17,21 @@ pub struct Objects {
     /// Objects that no longer look as they were recorded: their content must be read before they are
     /// trusted (law 6).
     pub suspects: Vec<ObjectName>,
+    /// Whether the index does not know them as they are.
+    is_new: bool,
 }
 
 impl Objects {
     /// Looks at every object once: type, class of its metadata against what the index recorded, and
     /// whether the seal that `enforced` names is still on.
-    pub fn scan(store: &Store, recorded: &[ObjectRow], enforced: Option<Seal>) -> Result<Self> {
-        let found = Mutex::new((Vec::new(), Vec::new()));
+    pub fn scan(store: &Store, recorded: Vec<ObjectRow>, enforced: Option<Seal>) -> Result<Self> {
+        let found = Mutex::new((Vec::with_capacity(recorded.len()), Vec::new()));
         (0..=255_u8).into_par_iter().try_for_each_init(EntryBuffer::default, |buffer, shard| {
             let (mut rows, mut suspects) = (Vec::new(), Vec::new());
             store.for_each_in_shard(
                 shard,
                 buffer,
-                |name, ino, dir| match look(store, recorded, enforced, name, ino, dir) {
+                |name, ino, dir| match look(store, &recorded, enforced, name, ino, dir) {
                     Some((row, true)) => rows.push(row),
                     Some((row, false)) => {
                         rows.push(row);
@@ -47,10 +49,12 @@ impl Objects {
         let (mut rows, mut suspects) = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         rows.par_sort_unstable();
         suspects.sort_unstable();
+        let is_new = rows != recorded;
+        drop(recorded);
         let mut classes: Vec<u64> = rows.iter().map(|row: &ObjectRow| row.class).collect();
         classes.par_sort_unstable();
         classes.dedup();
-        Ok(Self { rows, classes, suspects })
+        Ok(Self { rows, classes, suspects, is_new })
     }
 
     /// Whether an inode of the store's file system is an object.
@@ -63,9 +67,15 @@ impl Objects {
         self.classes.binary_search(&class).is_ok()
     }
 
-    /// What the index should remember.
-    pub fn rows(&self) -> &[ObjectRow] {
-        &self.rows
+    /// What the index should remember, with the objects that were admitted since; none if it knows already.
+    pub(crate) fn into_rows_if_new(mut self, admitted: Vec<ObjectRow>) -> Option<Vec<ObjectRow>> {
+        if !self.is_new && admitted.is_empty() {
+            return None;
+        }
+        self.rows.extend(admitted);
+        self.rows.par_sort_unstable();
+        self.rows.dedup_by_key(|row| row.ino);
+        Some(self.rows)
     }
 
     /// How many there are.

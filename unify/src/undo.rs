@@ -131,9 +131,8 @@ impl Session<'_> {
     /// guests no longer holds.
     fn forget(&self, store: &Store) {
         if let Ok(mut index) = Index::open(store) {
-            let objects = index.objects();
             let guests: Vec<_> = self.guests.iter().map(|guest| (guest.key.clone(), None)).collect();
-            if index.store(&guests, &objects).is_err() {
+            if index.store(&guests, None).is_err() {
                 store::index::discard(store).ok();
             }
         }

@@ -42,7 +42,7 @@ pub fn rebuild(
     let judges: Vec<Judge> = guests.iter().map(judge).collect::<Result<_>>()?;
     let notes = Notes::default();
     let began = Time::now();
-    let objects = Objects::scan(store, &[], None)?;
+    let objects = Objects::scan(store, Vec::new(), None)?;
     around.observer.phase("walking", 0);
     let (dev, identity) = (store.place().dev(), store.format().identity);
     let survey = |(guest, judge): (&Guest, &Judge)| {
@@ -58,13 +58,15 @@ pub fn rebuild(
     let known: Vec<(PathBuf, Option<&Census>)> =
         guests.iter().zip(&censuses).map(|(guest, census)| (guest.key.clone(), Some(census))).collect();
     index::discard(store)?;
-    Index::open(store)?.store(&known, objects.rows())?;
+    let objects_known = objects.len() as u64;
+    let rows = objects.into_rows_if_new(Vec::new()).unwrap_or_default();
+    Index::open(store)?.store(&known, Some(&rows))?;
     let count = |(guest, census): (&Guest, &Census)| {
         let candidates = census.files.iter().filter(|file| file.state == 0).count();
         (guest.key.clone(), census.dirs.len() as u64, candidates as u64)
     };
     Ok(Rebuilt {
-        objects: objects.len() as u64,
+        objects: objects_known,
         guests: guests.iter().zip(&censuses).map(count).collect(),
         skipped: notes.into_parts().1,
     })
