@@ -73,8 +73,22 @@ fn until_cut<T>(disk: &mut LoopFs, cut: Cut, script: Script<'_>, work: impl FnOn
         let inner = Faulty::new(&REAL, Script::new().nth(cut.n, cut.fault(&dir, &witness)));
         work(&Faulty::new(&inner, script))
     };
-    disk.remount().unwrap();
+    boot(disk);
     result
+}
+
+/// Mounts what has lost its power. A child that another test is starting has our view of the tree until it
+/// has become its program; till then the dead file system lives on, and mounting only finds it again.
+fn boot(disk: &mut LoopFs) {
+    let is_alive = |disk: &LoopFs| File::create(disk.path().join("witness")).is_ok();
+    for _ in 0..500 {
+        disk.remount().unwrap();
+        if is_alive(disk) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("{} stays dead", disk.path().display());
 }
 
 /// A new directory on the disk.

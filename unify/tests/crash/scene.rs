@@ -83,7 +83,8 @@ impl Scene {
             Manifest::parse(NEW).unwrap().write(guest).unwrap();
         }
         if act == Act::Undo {
-            world.unify(&REAL).unwrap();
+            let report = world.unify(&REAL).unwrap();
+            assert_eq!((report.done.admitted, report.done.linked), (4, 4), "{report:?}");
         }
         sync(base);
         let before = world.snapshots();
