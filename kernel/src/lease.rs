@@ -2,31 +2,29 @@
 
 use crate::{File, Result, sys};
 
-/// Held over a file that has no writable descriptor and no writable shared mapping anywhere.
+/// An open file that has no writable descriptor and no writable shared mapping anywhere.
 ///
-/// While it is held, an open for writing waits (45 s at most) and breaks the lease; [`ReadLease::held`]
-/// tells. Given back when dropped. See `fcntl(2)`, "Leases"; the caller must own the file or have
+/// While it is held, an open for writing waits (45 s at most) and breaks the lease; [`Leased::held`] tells.
+/// Given back when dropped, with the file. See `fcntl(2)`, "Leases"; the caller must own the file or have
 /// `CAP_LEASE`.
 #[derive(Debug)]
-pub struct ReadLease<'file>(&'file File);
+pub struct Leased(File);
 
-impl<'file> ReadLease<'file> {
+impl Leased {
     /// `EAGAIN`: somebody has the file open, or mapped, for writing.
-    pub fn take(file: &'file File) -> Result<Self> {
-        sys::set_lease(file, true)?;
+    pub fn take(file: File) -> Result<Self> {
+        sys::take_read_lease(&file)?;
         Ok(Self(file))
     }
 
     /// Whether nobody has asked to write since the lease was taken.
     pub fn held(&self) -> bool {
-        sys::has_read_lease(self.0)
+        sys::has_read_lease(&self.0)
     }
-}
 
-impl Drop for ReadLease<'_> {
-    fn drop(&mut self) {
-        // Nothing is lost if it fails: closing the file gives the lease back too.
-        sys::set_lease(self.0, false).ok();
+    /// The file under the lease.
+    pub fn file(&self) -> &File {
+        &self.0
     }
 }
 
@@ -49,9 +47,9 @@ mod tests {
         let writer = std::fs::File::create(&path).unwrap();
         let root = Dir::open_host(place.path()).unwrap();
         let file = root.open_file(b"file").unwrap();
-        assert_eq!(ReadLease::take(&file).unwrap_err(), Errno::AGAIN);
+        assert_eq!(Leased::take(file).unwrap_err(), Errno::AGAIN);
         drop(writer);
-        let lease = ReadLease::take(&file).unwrap();
+        let lease = Leased::take(root.open_file(b"file").unwrap()).unwrap();
         assert!(lease.held());
         let opener = std::thread::spawn(move || std::fs::File::options().write(true).open(path).map(drop));
         while lease.held() {

@@ -6,7 +6,7 @@
 //! - [`Dir`] and [`File`] are handles. Inside a guest nothing is reached by a path that starts at `/`;
 //!   [`Dir`] resolves names beneath itself, without symbolic links and without crossing mounts (law 5).
 //! - [`Fs`] is the one door for changes. [`Real`] opens it; tests put a faulty one in its place.
-//! - [`ReadLease`] proves that nobody has a file open for writing (law 2).
+//! - [`Leased`] proves that nobody has a file open for writing (law 2).
 //! - [`Seal`] is the protection of a shared inode, [`probe`] says which seals this host can enforce.
 //!
 //! Calls return the kernel's own [`Errno`]; callers add what they were doing and where.
@@ -25,14 +25,14 @@ mod view;
 mod xattr;
 
 pub use dirent::{Entry, EntryBuffer};
-pub use extent::{Extent, first_extent};
+pub use extent::{Extent, Layout, first_extent, is_rotational, layout};
 pub use fs::{At, Fs, Metadata, Real, sample_file};
 pub use handle::{Dir, File};
-pub use lease::{ReadLease, ignore_lease_breaks};
+pub use lease::{Leased, ignore_lease_breaks};
 pub use lock::{LockMode, OfdLock};
 pub use seal::{Offer, Seal, Verdict, probe};
 pub use stat::{Kind, Stat, Time};
-pub use view::view;
+pub use view::View;
 pub use xattr::Xattrs;
 
 pub use rustix::io::Errno;
@@ -40,9 +40,14 @@ pub use rustix::io::Errno;
 /// What every call here returns.
 pub type Result<T> = std::result::Result<T, Errno>;
 
-/// Raises the limit of open files to what the process may have: a batch holds its directories open.
+/// Raises the limit of open files to what the process may have: a batch holds its files open.
 pub fn raise_open_file_limit() {
     sys::raise_open_file_limit();
+}
+
+/// How many files this process may have open.
+pub fn open_file_limit() -> u64 {
+    sys::open_file_limit()
 }
 
 /// Stops a file system at once, as a power failure would, without flushing its log. For crash tests on

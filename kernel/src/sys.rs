@@ -29,11 +29,10 @@ fn ioctl<T>(fd: &impl AsFd, request: libc::c_ulong, argument: &mut T) -> Result<
     check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, std::ptr::from_mut(argument)) })
 }
 
-/// `F_SETLEASE`: `F_RDLCK` takes a read lease, `F_UNLCK` gives it back.
-pub(crate) fn set_lease(fd: &impl AsFd, held: bool) -> Result<()> {
-    let kind = if held { libc::F_RDLCK } else { libc::F_UNLCK };
+/// `F_SETLEASE` with `F_RDLCK`. Closing the file gives the lease back.
+pub(crate) fn take_read_lease(fd: &impl AsFd) -> Result<()> {
     // SAFETY: F_SETLEASE takes an int; the descriptor is open.
-    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_SETLEASE, kind) }).map(drop)
+    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) }).map(drop)
 }
 
 /// Whether a read lease taken before has not been broken.
@@ -55,6 +54,11 @@ pub(crate) fn raise_open_file_limit() {
     setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum }).ok();
 }
 
+/// How many files this process may have open.
+pub(crate) fn open_file_limit() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
 /// Open-file-description lock over a whole file. `Ok(false)`: somebody else holds it.
 pub(crate) fn ofd_lock(fd: &impl AsFd, exclusive: bool) -> Result<bool> {
     let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
@@ -71,28 +75,64 @@ fn whole_file(kind: libc::c_int) -> libc::flock {
     libc::flock { l_type: kind as _, l_whence: libc::SEEK_SET as _, l_start: 0, l_len: 0, l_pid: 0 }
 }
 
+/// One extent as `FS_IOC_FIEMAP` gives it (linux/fiemap.h).
 #[repr(C)]
-#[derive(Default)]
-struct FiemapOne {
+#[derive(Clone, Copy, Default)]
+pub(crate) struct FiemapExtent {
+    pub(crate) logical: u64,
+    pub(crate) physical: u64,
+    pub(crate) length: u64,
+    reserved64: [u64; 2],
+    flags: u32,
+    reserved: [u32; 3],
+}
+
+impl FiemapExtent {
+    /// Whether `physical` says where the bytes are: not while they wait in memory for a place
+    /// (`UNKNOWN`, `DELALLOC`), nor if they are kept in metadata (`NOT_ALIGNED`, `DATA_INLINE`).
+    pub(crate) fn is_placed(&self) -> bool {
+        self.flags & (0x2 | 0x4 | 0x100 | 0x200) == 0
+    }
+
+    /// `LAST`: no extent follows.
+    pub(crate) fn is_last(&self) -> bool {
+        self.flags & 0x1 != 0
+    }
+}
+
+#[repr(C)]
+struct Fiemap<const N: usize> {
     start: u64,
     length: u64,
     flags: u32,
     mapped_extents: u32,
     extent_count: u32,
     reserved: u32,
-    logical: u64,
-    physical: u64,
-    extent_length: u64,
-    extent_reserved64: [u64; 2],
-    extent_flags: u32,
-    extent_reserved: [u32; 3],
+    extents: [FiemapExtent; N],
+}
+
+/// The first extents of a file that touch a range, `N` at most. `sync` gives bytes that are only
+/// in memory their place first.
+fn fiemap<const N: usize>(fd: &impl AsFd, start: u64, length: u64, sync: bool) -> Result<Fiemap<N>> {
+    let extents = [FiemapExtent::default(); N];
+    let flags = u32::from(sync); // FIEMAP_FLAG_SYNC is 1
+    let mut map =
+        Fiemap { start, length, flags, mapped_extents: 0, extent_count: N as u32, reserved: 0, extents };
+    ioctl(fd, FS_IOC_FIEMAP, &mut map)?;
+    Ok(map)
 }
 
 /// The first extent of a file: (physical byte offset, length), or none for a file without blocks.
 pub(crate) fn first_extent(fd: &impl AsFd) -> Result<Option<(u64, u64)>> {
-    let mut map = FiemapOne { length: u64::MAX, extent_count: 1, ..FiemapOne::default() };
-    ioctl(fd, FS_IOC_FIEMAP, &mut map)?;
-    Ok((map.mapped_extents > 0).then_some((map.physical, map.extent_length)))
+    let map = fiemap::<1>(fd, 0, u64::MAX, false)?;
+    Ok((map.mapped_extents > 0).then_some((map.extents[0].physical, map.extents[0].length)))
+}
+
+/// Some extents of a file from an offset on, in order; none if nothing is allocated there. Bytes that are
+/// only in memory get their place first.
+pub(crate) fn extents(fd: &impl AsFd, start: u64, length: u64) -> Result<Vec<FiemapExtent>> {
+    let map = fiemap::<64>(fd, start, length, true)?;
+    Ok(map.extents[..(map.mapped_extents as usize).min(map.extents.len())].to_vec())
 }
 
 #[repr(C)]

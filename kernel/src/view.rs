@@ -1,25 +1,48 @@
 //! A tree without the mounts in it.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::{Dir, Errno, Result};
 
-/// Opens the tree at `path` as the file system has it: what is mounted below does not show, so that it is
-/// neither crossed nor mistaken for files (`open_tree(2)` with `OPEN_TREE_CLONE`, not recursive).
+/// A tree as its file system has it: what is mounted below does not show, so that it is neither crossed nor
+/// mistaken for files.
 ///
 /// All handles opened through one view belong to one mount, so links and renames work between them.
-/// Without `CAP_SYS_ADMIN` the plain directory is returned; what is mounted below is then refused with
-/// `EXDEV`, file by file.
-pub fn view(path: &Path) -> Result<Dir> {
-    match open_tree(rustix::fs::CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
-    {
-        // The clone is O_PATH; reading needs a real descriptor.
-        Ok(clone) => Dir::from(clone).reopen(),
-        // Not permitted, hidden mounts that must stay (EINVAL), or a kernel before 5.2.
-        Err(Errno::PERM | Errno::INVAL | Errno::NOSYS) => Dir::open_host(path),
-        Err(other) => Err(other),
+#[derive(Debug)]
+pub struct View {
+    root: Dir,
+    /// The mount lives as long as this descriptor. It would outlive it in open files too, but as an orphan,
+    /// for which the kernel takes a global lock at every close.
+    _mount: Option<OwnedFd>,
+}
+
+impl View {
+    /// Opens the tree at `path` (`open_tree(2)` with `OPEN_TREE_CLONE`, not recursive).
+    ///
+    /// Without `CAP_SYS_ADMIN` it is the plain directory; what is mounted below is then refused with
+    /// `EXDEV`, name by name.
+    pub fn open(path: &Path) -> Result<Self> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        match open_tree(rustix::fs::CWD, path, flags) {
+            // The clone is O_PATH; reading needs a real descriptor.
+            Ok(clone) => Ok(Self {
+                root: Dir::from(clone.try_clone().map_err(|_| Errno::MFILE)?).reopen()?,
+                _mount: Some(clone),
+            }),
+            // Not permitted, hidden mounts that must stay (EINVAL), or a kernel before 5.2.
+            Err(Errno::PERM | Errno::INVAL | Errno::NOSYS) => {
+                Ok(Self { root: Dir::open_host(path)?, _mount: None })
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    /// The root of the tree.
+    pub fn root(&self) -> &Dir {
+        &self.root
     }
 }
 
@@ -31,11 +54,12 @@ mod tests {
     fn links_work_within_one_view() {
         use crate::{At, Fs, Real};
         let place = tempfile::tempdir().unwrap();
-        let whole = view(place.path()).unwrap();
-        Real.make_dir(At { dir: &whole, name: b"guest" }, 0o755).unwrap();
+        let view = View::open(place.path()).unwrap();
+        let whole = view.root();
+        Real.make_dir(At { dir: whole, name: b"guest" }, 0o755).unwrap();
         let guest = whole.open_dir(b"guest").unwrap();
         Real.create(At { dir: &guest, name: b"a" }).unwrap();
-        Real.link(At { dir: &guest, name: b"a" }, At { dir: &whole, name: b"b" }).unwrap();
+        Real.link(At { dir: &guest, name: b"a" }, At { dir: whole, name: b"b" }).unwrap();
         assert!(whole.stat(b"b").unwrap().same_inode(&guest.stat(b"a").unwrap()));
     }
 }

@@ -69,12 +69,28 @@ pub enum Error {
         source: rusqlite::Error,
     },
     /// The caller asked for a guest the store's file system does not hold.
-    #[error("{} is not on the file system of the store {}: use a store there", guest.display(), store.display())]
+    #[error(
+        "{} is not on the file system (or subvolume) of the store {}, and hard links end there: unify the \
+         guests of each file system in a run of their own",
+        guest.display(), store.display()
+    )]
     Elsewhere {
         /// The guest.
         guest: PathBuf,
         /// The store.
         store: PathBuf,
+    },
+    /// The guest is on the store's file system, but the store does not reach it.
+    #[error(
+        "{} is not below {}, the directory of the store: name a store in a directory above all guests \
+         with --store",
+        guest.display(), base.display()
+    )]
+    NotBelow {
+        /// The guest.
+        guest: PathBuf,
+        /// The store's directory.
+        base: PathBuf,
     },
     /// The wait for the lock was broken off.
     #[error("interrupted while waiting for the store")]

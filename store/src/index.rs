@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, params};
 
-use crate::journal::{in_database, open_for_reading};
+use crate::journal::{in_database, log_ahead, make_private, open_for_reading};
 use crate::wire::{Reader, Writer};
 use crate::{ObjectId, Result, Store};
 
@@ -278,10 +278,12 @@ impl Index {
             set_up(&db)?;
             Ok(db)
         };
+        make_private(store, b"index.db")?;
         let db = if let Ok(db) = open() {
             db
         } else {
             discard(store)?;
+            make_private(store, b"index.db")?;
             open().map_err(in_database(&path))?
         };
         Ok(Self { db, path })
@@ -328,20 +330,26 @@ impl Index {
         (!whole.is_empty()).then_some(whole)
     }
 
-    /// Replaces what is known: of the guests given (`None` forgets one) and of the objects.
-    pub fn store(&mut self, guests: &[(PathBuf, Option<&Census>)], objects: &[ObjectRow]) -> Result<()> {
+    /// Replaces what is known: of the guests given (`None` forgets one) and, if given, of the objects.
+    pub fn store(
+        &mut self,
+        guests: &[(PathBuf, Option<&Census>)],
+        objects: Option<&[ObjectRow]>,
+    ) -> Result<()> {
         let mut write = || -> rusqlite::Result<()> {
             let transaction = self.db.transaction()?;
             for (guest, census) in guests {
                 let key = guest.as_os_str().as_bytes();
                 put_pieces(&transaction, key, &census.map(Census::encode).unwrap_or_default())?;
             }
-            let mut rows = Writer(Vec::with_capacity(objects.len() * 16));
-            for object in objects {
-                rows.u64(object.ino);
-                rows.u64(object.class);
+            if let Some(objects) = objects {
+                let mut rows = Writer(Vec::with_capacity(objects.len() * 16));
+                for object in objects {
+                    rows.u64(object.ino);
+                    rows.u64(object.class);
+                }
+                put_pieces(&transaction, b"", &rows.0)?;
             }
-            put_pieces(&transaction, b"", &rows.0)?;
             transaction.commit()
         };
         write().map_err(in_database(&self.path))
@@ -361,7 +369,7 @@ pub fn discard(store: &Store) -> Result<()> {
 }
 
 fn set_up(db: &Connection) -> rusqlite::Result<()> {
-    db.pragma_update(None, "journal_mode", "WAL")?;
+    log_ahead(db)?;
     db.pragma_update(None, "synchronous", "NORMAL")?;
     let version: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if version == SCHEMA {
@@ -433,15 +441,17 @@ mod tests {
         with_store(|store| {
             let objects = [ObjectRow { ino: 1, class: 2 }, ObjectRow { ino: 3, class: 4 }];
             let mut index = Index::open(store).unwrap();
-            index.store(&[("web1".into(), Some(&sample()))], &objects).unwrap();
+            index.store(&[("web1".into(), Some(&sample()))], Some(&objects)).unwrap();
             drop(index);
             let index = Index::open_read_only(store).unwrap();
             assert_eq!(index.census(Path::new("web1")), Some(sample()));
             assert_eq!(index.census(Path::new("web2")), None);
             assert_eq!(index.guests().unwrap(), [PathBuf::from("web1")]);
             assert_eq!(index.objects(), objects);
+            drop(index);
             let mut index = Index::open(store).unwrap();
-            index.store(&[("web1".into(), None)], &objects).unwrap();
+            index.store(&[("web1".into(), None)], None).unwrap();
+            assert_eq!(index.objects(), objects);
             assert_eq!(index.census(Path::new("web1")), None);
         });
     }

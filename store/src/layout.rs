@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kernel::{At, Dir, Errno, File, Fs, OfdLock, Stat};
+use kernel::{At, Dir, Errno, File, Fs, OfdLock, Stat, View};
 
 use crate::format::MAX_FORMAT;
 use crate::{Access, Error, Format, IdentityPolicy, ObjectName, Result, lock};
@@ -36,7 +36,7 @@ impl Located {
 pub struct Place {
     path: PathBuf,
     base: PathBuf,
-    view: Dir,
+    view: View,
     dev: u64,
 }
 
@@ -44,8 +44,8 @@ impl Place {
     /// The place of a store at `path`, whether or not there is one.
     pub fn new(path: &Path) -> Result<Self> {
         let (base, _) = split(path)?;
-        let view = kernel::view(base).map_err(Error::at("open", base))?;
-        let dev = view.stat_self().map_err(Error::at("stat", base))?.dev;
+        let view = View::open(base).map_err(Error::at("open", base))?;
+        let dev = view.root().stat_self().map_err(Error::at("stat", base))?.dev;
         Ok(Self { path: path.to_path_buf(), base: base.to_path_buf(), view, dev })
     }
 
@@ -69,9 +69,15 @@ impl Place {
     pub fn open_guest(&self, guest: &Path) -> Result<Dir> {
         use std::os::unix::ffi::OsStrExt;
         let elsewhere = || Error::Elsewhere { guest: guest.to_path_buf(), store: self.path.clone() };
-        let relative = guest.strip_prefix(&self.base).map_err(|_| elsewhere())?;
         let host = Dir::open_host(guest).and_then(|dir| dir.stat_self()).map_err(Error::at("open", guest))?;
-        let root = match self.view.open_dir(relative.as_os_str().as_bytes()) {
+        let relative = guest.strip_prefix(&self.base).map_err(|_| {
+            if host.dev == self.dev {
+                Error::NotBelow { guest: guest.to_path_buf(), base: self.base.clone() }
+            } else {
+                elsewhere()
+            }
+        })?;
+        let root = match self.view.root().open_dir(relative.as_os_str().as_bytes()) {
             Err(Errno::XDEV) => return Err(elsewhere()),
             other => other.map_err(Error::at("open", guest))?,
         };
@@ -120,10 +126,19 @@ impl Store {
     /// a store with a format is a whole store.
     pub fn create(fs: &dyn Fs, path: &Path, identity: IdentityPolicy) -> Result<()> {
         let (base, name) = split(path)?;
-        let view = kernel::view(base).map_err(Error::at("open", base))?;
-        make_dir(fs, &view, name, path)?;
+        let view = View::open(base).map_err(Error::at("open", base))?;
+        let view = view.root();
+        make_dir(fs, view, name, path)?;
         let dir = view.open_dir(name).map_err(Error::at("open", path))?;
         check_private(&dir, path)?;
+        if dir.stat(FORMAT_NAME).is_ok() {
+            return Ok(());
+        }
+        let _lock = match lock::take(fs, &dir, path, Access::Write, None) {
+            // Somebody else has just made it, and works with it already.
+            Err(Error::Busy { .. }) if dir.stat(FORMAT_NAME).is_ok() => return Ok(()),
+            other => other?,
+        };
         for part in PARTS {
             make_dir(fs, &dir, part, path)?;
         }
@@ -138,7 +153,7 @@ impl Store {
     pub fn open(fs: &dyn Fs, path: &Path, access: Access, wait: Option<&dyn Fn() -> bool>) -> Result<Self> {
         let (base, name) = split(path)?;
         let place = Place::new(path)?;
-        let dir = match place.view.open_dir(name) {
+        let dir = match place.view.root().open_dir(name) {
             Err(Errno::NOENT | Errno::NOTDIR) => return Err(Error::NoStore(base.to_path_buf())),
             other => other.map_err(Error::at("open", path))?,
         };

@@ -30,7 +30,7 @@ impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.pid {
             Some(pid) => write!(f, "process {pid} ({})", self.command),
-            None => f.write_str("readers"),
+            None => f.write_str("other processes that read it"),
         }
     }
 }
@@ -52,7 +52,7 @@ pub(crate) fn take(
     wait: Option<&dyn Fn() -> bool>,
 ) -> Result<OfdLock> {
     let mode = if access == Access::Write { LockMode::Exclusive } else { LockMode::Shared };
-    let mut file = open(fs, store).map_err(Error::at("open the lock of", path))?;
+    let mut file = open(fs, store, access).map_err(Error::at("open the lock of", path))?;
     loop {
         match OfdLock::try_take(file, mode).map_err(Error::at("lock", path))? {
             Ok(lock) => {
@@ -71,11 +71,14 @@ pub(crate) fn take(
     }
 }
 
-fn open(fs: &dyn Fs, store: &Dir) -> kernel::Result<File> {
-    match fs.create(At::new(store, LOCK_NAME)) {
+fn open(fs: &dyn Fs, store: &Dir, access: Access) -> kernel::Result<File> {
+    let opened = match fs.create(At::new(store, LOCK_NAME)) {
         Err(Errno::EXIST) => store.open_writable(LOCK_NAME),
+        other => other,
+    };
+    match opened {
         // A store on a read-only file system can still be looked at.
-        Err(Errno::ROFS) => store.open_file(LOCK_NAME),
+        Err(Errno::ROFS) if access == Access::Read => store.open_file(LOCK_NAME),
         other => other,
     }
 }

@@ -56,6 +56,9 @@ pub enum Error {
         /// The package.
         package: String,
     },
+    /// The reference is the only guest that was named.
+    #[error("{} alone is named: with packages it is the reference; name the guests to share with it too", .0.display())]
+    OnlyReference(PathBuf),
     /// The reference has no package database.
     #[error("{} has no package database that can be read: a reference needs one", .0.display())]
     NoDatabase(PathBuf),
@@ -70,6 +73,9 @@ pub enum Error {
     /// A path that was named is not in any guest at hand.
     #[error("{} is not a path within the guests at hand", .0.display())]
     NotInGuest(PathBuf),
+    /// A path that was named is not there.
+    #[error("{} does not exist", .0.display())]
+    NoFile(PathBuf),
     /// The user broke the run off before anything was changed.
     #[error("interrupted before anything was changed")]
     Interrupted,

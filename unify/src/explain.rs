@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kernel::{Kind, ReadLease, Stat};
+use kernel::{Errno, Kind, Leased, Stat};
 use store::index::Index;
 use store::{ObjectName, Store, identity};
 
@@ -48,7 +48,10 @@ impl Session<'_> {
             .zip(&self.judges)
             .find_map(|(guest, judge)| Some((guest, judge, path.strip_prefix(&guest.path).ok()?)));
         let (guest, judge, inside) = found.ok_or_else(|| Error::NotInGuest(path.to_path_buf()))?;
-        let failed = |errno| Error::Store(store::Error::at("look at", path)(errno));
+        let failed = |errno| match errno {
+            Errno::NOENT | Errno::NOTDIR => Error::NoFile(path.to_path_buf()),
+            errno => Error::Store(store::Error::at("look at", path)(errno)),
+        };
         let (dir, name) = split(inside);
         let stat = guest.root.open_dir(dir).and_then(|dir| dir.stat(name)).map_err(failed)?;
         let answer = |state, why| Ok(Explanation { path: path.to_path_buf(), state, why });
@@ -81,15 +84,15 @@ impl Session<'_> {
         let Some(store) = store else { return Ok("no run has been made yet".into()) };
         let opened = guest.root.open_dir(dir).and_then(|dir| dir.open_file(name));
         let Ok(file) = opened else { return Ok("it cannot be opened".into()) };
-        if ReadLease::take(&file).is_err() {
+        let Ok(leased) = Leased::take(file) else {
             return Ok("it is open for writing now: the next run tries again".into());
-        }
+        };
         if stat.nlink > 1 && stat.kind == Kind::File {
             let names = stat.nlink;
             return Ok(format!("it has {names} names, which are shared together if all are in guests"));
         }
         let policy = store.format().identity;
-        if let Ok(id) = identify(self.around, &file, stat, policy)
+        if let Ok(id) = identify(self.around, leased.file(), stat, policy)
             && store.stat_object(ObjectName::first(id))?.is_some()
         {
             return Ok("an equal object is in the store: the next run links it".into());

@@ -1,8 +1,8 @@
 //! Reading files: under a lease, once.
 
-use kernel::{Dir, File, ReadLease, Stat, Time};
+use kernel::{Dir, File, Leased, Stat, Time};
 use store::identity::{content_digest, content_hasher, object_id};
-use store::{IdentityPolicy, ObjectId};
+use store::{ContentDigest, IdentityPolicy, ObjectId};
 
 use crate::notes::{Skip, Surroundings};
 use crate::walk::TICK_NANOS;
@@ -42,18 +42,18 @@ pub(crate) fn prove(
     expected: (u64, i64),
 ) -> Result<Proof, Skip> {
     let file = dir.open_any(name).map_err(Skip::from_errno)?;
-    let lease = ReadLease::take(&file).map_err(Skip::from_errno)?;
+    let leased = Leased::take(file).map_err(Skip::from_errno)?;
     let now = Time::now().to_nanos();
-    let stat = file.stat().map_err(Skip::from_errno)?;
+    let stat = leased.file().stat().map_err(Skip::from_errno)?;
     if (stat.ino, stat.ctime.to_nanos()) != expected || stat.ctime.to_nanos() > now - TICK_NANOS {
         return Err(Skip::Changed);
     }
     // Setting one later changes the change time, which is looked at again when the file is shared.
-    if file.is_marked().map_err(Skip::from_errno)? {
+    if leased.file().is_marked().map_err(Skip::from_errno)? {
         return Err(Skip::Marked);
     }
-    let id = identify(around, &file, &stat, identity)?;
-    if lease.held() { Ok(Proof { id, stat }) } else { Err(Skip::Busy) }
+    let id = identify(around, leased.file(), &stat, identity)?;
+    if leased.held() { Ok(Proof { id, stat }) } else { Err(Skip::Busy) }
 }
 
 /// The identity of an open file as its metadata and bytes are now.
@@ -63,18 +63,27 @@ pub(crate) fn identify(
     stat: &Stat,
     identity: IdentityPolicy,
 ) -> Result<ObjectId, Skip> {
-    if stat.size > SPARSE && stat.allocated() < stat.size / 16 {
+    if is_hollow(stat) {
         return Err(Skip::Sparse);
     }
     let xattrs = file.xattrs().map_err(Skip::from_errno)?;
+    Ok(object_id(identity, stat, &xattrs, &digest(around, file, stat.size)?))
+}
+
+/// Huge and nearly all holes.
+pub(crate) fn is_hollow(stat: &Stat) -> bool {
+    stat.size > SPARSE && stat.allocated() < stat.size / 16
+}
+
+/// The digest of the first `size` bytes of a file as they are now.
+pub(crate) fn digest(around: &Surroundings<'_>, file: &File, size: u64) -> Result<ContentDigest, Skip> {
     // Taken, not borrowed: while a large file is hashed by all threads, this one may begin another.
     let mut buffer = BUFFER.take();
-    let hasher = read(around, file, stat.size, &mut buffer);
+    let hasher = read(around, file, size, &mut buffer);
     buffer.truncate(PIECE);
     buffer.shrink_to(PIECE);
     BUFFER.set(buffer);
-    let hasher = hasher?;
-    Ok(object_id(identity, stat, &xattrs, &content_digest(&hasher)))
+    Ok(content_digest(&hasher?))
 }
 
 fn read(

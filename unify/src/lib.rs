@@ -5,6 +5,7 @@
 //! - [`classify`](mod@classify): of one file, candidate or private, and why.
 //! - [`Session`] puts a run together: walk, read, plan, apply; [`Session::undo`] is another plan for the
 //!   same executor.
+//! - [`Session::reflink`]: what hard links cannot share shares its extents, where the file system can.
 //! - [`recover()`] settles what a crash left.
 
 mod apply;
@@ -14,6 +15,7 @@ mod explain;
 mod guest;
 mod hash;
 mod judge;
+pub mod maintain;
 mod notes;
 mod objects;
 pub mod packages;
@@ -22,6 +24,7 @@ pub mod policy;
 mod problem;
 pub mod protection;
 mod recover;
+mod reflink;
 mod session;
 mod undo;
 mod walk;
@@ -35,5 +38,6 @@ pub use notes::{Notes, Observer, Silent, Skip, Skipped, Surroundings};
 pub use objects::Objects;
 pub use plan::{Plan, Size};
 pub use recover::{Outcome as Recovered, recover};
+pub use reflink::{Reflinks, Shareable};
 pub use session::{Report, Session};
-pub use undo::Scope;
+pub use undo::{Scope, guests_of_run};

@@ -30,6 +30,8 @@ pub enum Skip {
     Marked,
     /// A path of more than 64 KiB or 512 directories, or a symbolic link or mount where a directory was.
     OutOfReach,
+    /// The file system has a reason of its own not to share this file's extents.
+    CannotShare,
     /// The kernel refused.
     Failed(Errno),
 }
@@ -65,6 +67,7 @@ impl Skip {
             Self::Sparse => "sparse",
             Self::Marked => "marked",
             Self::OutOfReach => "out-of-reach",
+            Self::CannotShare => "cannot-share",
             Self::Failed(_) => "failed",
         }
     }
@@ -83,6 +86,9 @@ impl fmt::Display for Skip {
             Self::Sparse => f.write_str("nearly all holes: nothing to save"),
             Self::Marked => f.write_str("has inode flags or a project (chattr) that a link would spread"),
             Self::OutOfReach => f.write_str("the path is too long, or a link or mount is in the way"),
+            Self::CannotShare => f.write_str(
+                "its extents cannot be shared (a swap file, or copy-on-write or checksums are off)",
+            ),
             Self::Failed(errno) => f.write_str(&kernel::explain(*errno)),
         }
     }

@@ -19,17 +19,19 @@ pub struct Objects {
     /// Objects that no longer look as they were recorded: their content must be read before they are
     /// trusted (law 6).
     pub suspects: Vec<ObjectName>,
+    /// Whether the index does not know them as they are.
+    is_new: bool,
 }
 
 impl Objects {
     /// Looks at every object once: type, class of its metadata against what the index recorded, and
     /// whether the seal that `enforced` names is still on.
-    pub fn scan(store: &Store, recorded: &[ObjectRow], enforced: Option<Seal>) -> Result<Self> {
-        let found = Mutex::new((Vec::new(), Vec::new(), Vec::new()));
+    pub fn scan(store: &Store, recorded: Vec<ObjectRow>, enforced: Option<Seal>) -> Result<Self> {
+        let found = Mutex::new((Vec::with_capacity(recorded.len()), Vec::new(), Vec::new()));
         (0..=255_u8).into_par_iter().try_for_each_init(EntryBuffer::default, |buffer, shard| {
             let (mut rows, mut suspects, mut further) = (Vec::new(), Vec::new(), Vec::new());
             let each = |name: ObjectName, ino, dir: &Dir| {
-                let Some((row, good)) = look(store, recorded, enforced, name, ino, dir) else { return };
+                let Some((row, good)) = look(store, &recorded, enforced, name, ino, dir) else { return };
                 rows.push(row);
                 suspects.extend((!good).then_some(name));
                 further.extend((name != ObjectName::first(name.id)).then_some(name));
@@ -46,10 +48,12 @@ impl Objects {
         rows.par_sort_unstable();
         suspects.sort_unstable();
         further.par_sort_unstable();
+        let is_new = rows != recorded;
+        drop(recorded);
         let mut classes: Vec<u64> = rows.iter().map(|row: &ObjectRow| row.class).collect();
         classes.par_sort_unstable();
         classes.dedup();
-        Ok(Self { rows, classes, further, suspects })
+        Ok(Self { rows, classes, further, suspects, is_new })
     }
 
     /// Whether an inode of the store's file system is an object.
@@ -62,16 +66,22 @@ impl Objects {
         self.classes.binary_search(&class).is_ok()
     }
 
-    /// The names that objects of this identity had.
+    /// The names that objects of this identity have, in their order; the first whether or not there is one.
     pub(crate) fn names(&self, id: ObjectId) -> impl Iterator<Item = ObjectName> {
         let from = self.further.partition_point(|name| name.id < id);
         let further = self.further[from..].iter().copied().take_while(move |name| name.id == id);
         std::iter::once(ObjectName::first(id)).chain(further)
     }
 
-    /// What the index should remember.
-    pub fn rows(&self) -> &[ObjectRow] {
-        &self.rows
+    /// What the index should remember, with the objects that were admitted since; none if it knows already.
+    pub(crate) fn into_rows_if_new(mut self, admitted: Vec<ObjectRow>) -> Option<Vec<ObjectRow>> {
+        if !self.is_new && admitted.is_empty() {
+            return None;
+        }
+        self.rows.extend(admitted);
+        self.rows.par_sort_unstable();
+        self.rows.dedup_by_key(|row| row.ino);
+        Some(self.rows)
     }
 
     /// How many there are.

@@ -17,12 +17,34 @@ impl From<Error> for Problem {
             | Error::HoldsStore { .. }
             | Error::NoPackage { .. }
             | Error::NoDatabase(_)
+            | Error::OnlyReference(_)
+            | Error::NoFile(_)
             | Error::BadRun { .. }
             | Error::NotInGuest(_) => Exit::Usage,
             Error::NoProtection { .. } => Exit::Unable,
             Error::Interrupted => Exit::Interrupted,
         };
-        Self::new(error.to_string()).exit(exit)
+        let problem = Self::new(error.to_string()).exit(exit);
+        match cure(&error) {
+            Some(cure) => problem.cure(cure),
+            None => problem,
+        }
+    }
+}
+
+/// What to do about errors of the system, which do not say it themselves.
+fn cure(error: &Error) -> Option<&'static str> {
+    let free = "free some space there first";
+    match error {
+        Error::Store(store::Error::Kernel { errno: Errno::NOSPC | Errno::DQUOT, .. }) => Some(free),
+        Error::Store(store::Error::Database { source, .. }) => match source.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Some(free),
+            Some(ErrorCode::SystemIoFailure) => {
+                Some("see whether the file system is full or failing (df, dmesg)")
+            }
+            _ => None,
+        },
+        _ => None,
     }
 }
 
@@ -31,7 +53,7 @@ impl From<Error> for Problem {
 fn store_exit(error: &store::Error) -> Exit {
     match error {
         store::Error::Busy { .. } => Exit::Busy,
-        store::Error::NoStore(_) | store::Error::NotPrivate(_) => Exit::Usage,
+        store::Error::NoStore(_) | store::Error::NotPrivate(_) | store::Error::NotBelow { .. } => Exit::Usage,
         store::Error::Newer { .. }
         | store::Error::Damaged { .. }
         | store::Error::IllegalHistory { .. }

@@ -5,12 +5,12 @@
 
 use std::path::PathBuf;
 
-use kernel::{At, Dir, Errno, ReadLease, Seal};
+use kernel::{At, Dir, Errno, Leased, Seal};
 use store::journal::{Action, Batch, Journal, Run, RunEnd, Settled, Verb};
 use store::{ObjectName, Store};
 
 use crate::Result;
-use crate::apply::{Parking, Swap, for_overflows, lift_seals, restore_time, swap};
+use crate::apply::{Parking, Swap, fasten, for_overflows, lift_seals, restore_time, swap};
 use crate::hash::identify;
 use crate::notes::{Skip, Surroundings};
 
@@ -59,6 +59,17 @@ struct Place {
     parked: Vec<u8>,
 }
 
+/// Which side of its exchange a name is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// It has what it had before.
+    Before,
+    /// It has what it was to get: this overflow of the object, or a copy of it.
+    After(u16),
+    /// The guest has replaced or removed it since, or it cannot be reached.
+    Gone,
+}
+
 impl Recovery<'_> {
     /// The last batch is looked at even if it was settled: what it displaced may still be parked, and may
     /// have been written after it was displaced.
@@ -83,7 +94,9 @@ impl Recovery<'_> {
     }
 
     fn settle_batch(&mut self, run: i64, seq: u32, batch: &Batch) -> Result<Vec<Settled>> {
-        let parking = Parking::open(self.around.fs, self.store, run)?;
+        let mut parking = Parking::open(self.around.fs, self.store, run)?;
+        let names = batch.actions.iter().map(|action| action.names.len() as u32).sum();
+        parking.prepare(self.around.fs, names)?;
         let dirs: Vec<Option<Dir>> = batch.dirs.iter().map(|dir| self.open_dir(batch, dir)).collect();
         let mut number = 0;
         let mut settled = Vec::new();
@@ -111,7 +124,7 @@ impl Recovery<'_> {
             *count += 1;
             settled.push(done);
         }
-        self.fasten(batch)?;
+        fasten(self.around.fs, self.store, &batch.actions, self.seal)?;
         for (dir, opened) in batch.dirs.iter().zip(&dirs) {
             if let Some(opened) = opened {
                 restore_time(self.around.fs, opened, dir.mtime);
@@ -129,7 +142,7 @@ impl Recovery<'_> {
     fn settle_action(&mut self, parking: &Parking, action: &Action, places: &[Place]) -> Result<Settled> {
         match action.verb {
             Verb::Admit => self.settle_admit(action),
-            Verb::Link | Verb::Detach => self.settle_exchange(parking, action, places),
+            Verb::Link | Verb::Detach | Verb::Repair => self.settle_exchange(parking, action, places),
             Verb::Retire => self.settle_retire(action, places),
         }
     }
@@ -138,24 +151,31 @@ impl Recovery<'_> {
     fn settle_admit(&mut self, action: &Action) -> Result<Settled> {
         let found = self.overflow_of(action.object, action.ino)?;
         let Some(name) = found else { return Ok(Settled::NotDone) };
-        Ok(if self.make_whole(name)? { Settled::Done { overflow: name.overflow } } else { Settled::NotDone })
+        Ok(if self.make_whole(action, name)? {
+            Settled::Done { overflow: name.overflow }
+        } else {
+            Settled::NotDone
+        })
     }
 
     /// Seals an object whose content is proven; gives it back to its guest otherwise.
-    fn make_whole(&self, name: ObjectName) -> Result<bool> {
+    fn make_whole(&self, action: &Action, name: ObjectName) -> Result<bool> {
         let failed = |doing| store::Error::at(doing, self.store.object_path(name));
         let path = name.path();
         let file = self.store.objects().open_file(path.as_bytes()).map_err(failed("open"))?;
         let stat = file.stat().map_err(failed("stat"))?;
-        let lease = ReadLease::take(&file);
-        let intact = identify(self.around, &file, &stat, self.store.format().identity) == Ok(name.id);
-        if intact && lease.as_ref().is_ok_and(ReadLease::held) {
-            if self.seal.leaves_names_free() {
-                self.around.fs.seal(&file, self.seal).map_err(failed("seal"))?;
+        if let Ok(leased) = Leased::take(file) {
+            let file = leased.file();
+            let intact = identify(self.around, file, &stat, self.store.format().identity) == Ok(name.id);
+            if intact && leased.held() {
+                if self.seal.leaves_names_free() {
+                    self.around.fs.seal(file, self.seal).map_err(failed("seal"))?;
+                }
+                return Ok(true);
             }
-            return Ok(true);
         }
-        if stat.nlink > 2 {
+        let file = self.store.objects().open_file(path.as_bytes()).map_err(failed("open"))?;
+        if stat.nlink as usize > action.names.len() + 1 {
             // Others have it already: it is an object, sealed or not; scrubbing looks after it.
             return Ok(true);
         }
@@ -197,47 +217,43 @@ impl Recovery<'_> {
     /// Names change places all or none. What is parked tells: an object's inode or copy that never got in,
     /// or what it displaced.
     fn settle_exchange(&mut self, parking: &Parking, action: &Action, places: &[Place]) -> Result<Settled> {
-        let mut exchanged = 0;
-        let mut settled = Settled::NotDone;
-        for place in places {
-            if let Some(overflow) = self.overflow_at(action, place)? {
-                exchanged += 1;
-                settled = Settled::Done { overflow };
-            }
-        }
-        // A Detach is done where the name is *not* the object any more.
-        let wanted = if action.verb == Verb::Link { places.len() } else { 0 };
-        let all = exchanged == wanted;
+        let looks = places.iter().map(|place| self.look(action, place)).collect::<Result<Vec<_>>>()?;
+        let all = !looks.contains(&Look::Before);
         for place in places {
             self.settle_parked(parking, action, place, all)?;
         }
-        if action.verb == Verb::Detach {
-            settled = Settled::Done { overflow: action.object.overflow };
-        } else if exchanged == 0 {
-            return self.settle_unexchanged(action);
+        let exchanged = looks.iter().find_map(|look| match *look {
+            Look::After(overflow) => Some(Settled::Done { overflow }),
+            Look::Before | Look::Gone => None,
+        });
+        match exchanged {
+            Some(done) if all => Ok(done),
+            None if action.verb == Verb::Link => self.settle_unexchanged(action),
+            _ => Ok(Settled::NotDone),
         }
-        Ok(if all { settled } else { Settled::NotDone })
     }
 
     /// A `Link` that may have become an `Admit`.
     fn settle_unexchanged(&mut self, action: &Action) -> Result<Settled> {
         match self.overflow_of(action.object, action.ino)? {
-            Some(name) if self.make_whole(name)? => Ok(Settled::Admitted { overflow: name.overflow }),
+            Some(name) if self.make_whole(action, name)? => Ok(Settled::Admitted { overflow: name.overflow }),
             _ => Ok(Settled::NotDone),
         }
     }
 
-    /// Which inode of the object a name has, if any.
-    fn overflow_at(&self, action: &Action, place: &Place) -> Result<Option<u16>> {
+    /// Which side of its exchange a name is on.
+    fn look(&self, action: &Action, place: &Place) -> Result<Look> {
         let stat = place.dir.as_ref().and_then(|dir| dir.stat(&place.name).ok());
-        let Some(stat) = stat else { return Ok(None) };
-        if action.verb == Verb::Detach {
-            return Ok((stat.ino == action.ino).then_some(action.object.overflow));
-        }
-        if stat.ino == action.ino {
-            return Ok(None); // still its own inode; an admitted one is settled apart
-        }
-        Ok(self.overflow_of(action.object, stat.ino)?.map(|name| name.overflow))
+        Ok(match (action.verb, stat) {
+            (_, None) => Look::Gone,
+            // An inode that became the object where it was is settled apart.
+            (_, Some(stat)) if stat.ino == action.ino => Look::Before,
+            (Verb::Detach, Some(_)) => Look::After(action.object.overflow),
+            (_, Some(stat)) => {
+                let object = self.overflow_of(action.object, stat.ino)?;
+                object.map_or(Look::Gone, |name| Look::After(name.overflow))
+            }
+        })
     }
 
     /// The object of this twin that is the inode `ino`.
@@ -257,7 +273,8 @@ impl Recovery<'_> {
         let Ok(stat) = parked.dir.stat(parked.name) else { return Ok(()) };
         let removable = match action.verb {
             Verb::Link => self.settle_displaced(action, place, parked, stat.ino, all)?,
-            _ => self.settle_copy(action, place, parked, stat.ino)?,
+            Verb::Repair => self.settle_replaced(action, place, parked, &stat)?,
+            _ => self.settle_copy(action, place, parked, stat.ino, all)?,
         };
         if !removable {
             return self.keep(parked);
@@ -295,19 +312,52 @@ impl Recovery<'_> {
         }
     }
 
-    /// For a `Detach`: whether the parked inode can go. It is the object that was displaced, a copy that
-    /// never got in, or a file of the guest's that a copy displaced by mistake; that one goes back.
-    fn settle_copy(&self, action: &Action, place: &Place, parked: At<'_>, ino: u64) -> Result<bool> {
+    /// For a `Detach`: whether the parked inode can go. It is the object that was displaced, and goes back
+    /// unless the exchange stands as a whole; a copy that never got in; or a file of the guest's that a copy
+    /// displaced by mistake, which goes back.
+    fn settle_copy(
+        &self,
+        action: &Action,
+        place: &Place,
+        parked: At<'_>,
+        ino: u64,
+        all: bool,
+    ) -> Result<bool> {
+        let displaced = ino == action.ino;
         let there = place.dir.as_ref().and_then(|dir| dir.stat(&place.name).ok());
-        if ino == action.ino || there.is_some_and(|there| there.ino == action.ino) {
+        if (displaced && all) || there.is_some_and(|there| there.ino == action.ino) {
             return Ok(true);
         }
-        if self.is_same(action, parked) {
+        if !displaced && self.is_same(action, parked) {
             return Ok(true);
         }
         match (&place.dir, there) {
             (Some(dir), Some(there)) if self.is_same(action, At::new(dir, &place.name)) => {
                 self.give_back(place, parked, ino, there.ino)
+            }
+            _ => Ok(displaced),
+        }
+    }
+
+    /// For a `Repair`: whether the parked inode can go. It is the object's link that never got in, the
+    /// corrupt inode (which quarantine has too), or a file of the guest's that was displaced by mistake;
+    /// that one goes back. Names that were exchanged stay so.
+    fn settle_replaced(
+        &self,
+        action: &Action,
+        place: &Place,
+        parked: At<'_>,
+        stat: &kernel::Stat,
+    ) -> Result<bool> {
+        if self.overflow_of(action.object, stat.ino)?.is_some() {
+            return Ok(true);
+        }
+        if stat.ino == action.ino {
+            return Ok(stat.nlink > 1);
+        }
+        match place.dir.as_ref().and_then(|dir| dir.stat(&place.name).ok()) {
+            Some(there) if self.overflow_of(action.object, there.ino)?.is_some() => {
+                self.give_back(place, parked, stat.ino, there.ino)
             }
             _ => Ok(false),
         }
@@ -316,9 +366,10 @@ impl Recovery<'_> {
     fn is_same(&self, action: &Action, parked: At<'_>) -> bool {
         let check = || -> std::result::Result<bool, Skip> {
             let file = parked.dir.open_file(parked.name).map_err(Skip::from_errno)?;
-            let _lease = ReadLease::take(&file).map_err(Skip::from_errno)?;
+            let leased = Leased::take(file).map_err(Skip::from_errno)?;
+            let file = leased.file();
             let stat = file.stat().map_err(Skip::from_errno)?;
-            let id = identify(self.around, &file, &stat, self.store.format().identity)?;
+            let id = identify(self.around, file, &stat, self.store.format().identity)?;
             Ok(id == action.object.id)
         };
         check().unwrap_or(false)
@@ -347,27 +398,13 @@ impl Recovery<'_> {
         Ok(())
     }
 
-    /// Seals that were lifted for the length of the batch go back on.
-    fn fasten(&self, batch: &Batch) -> Result<()> {
-        if self.seal.leaves_names_free() {
-            return Ok(());
-        }
-        for action in &batch.actions {
-            for_overflows(self.store, action.object, |name, file| {
-                let failed = store::Error::at("seal", self.store.object_path(name));
-                Ok(self.around.fs.seal(file, self.seal).map_err(failed)?)
-            })?;
-        }
-        Ok(())
-    }
-
     /// Takes the directories of a run away, and keeps what is still in them.
     fn sweep(&mut self, run: i64) -> Result<()> {
         let parking = Parking::open(self.around.fs, self.store, run)?;
         let failed = |doing| store::Error::at(doing, self.store.path().join("parked"));
-        for lane in parking.lanes() {
-            for name in lane.names().map_err(failed("read"))? {
-                self.keep(At::new(lane, &name))?;
+        for lane in parking.lanes()? {
+            for name in lane.reopen().and_then(|lane| lane.names()).map_err(failed("read"))? {
+                self.keep(At::new(&lane, &name))?;
             }
         }
         Ok(self.store.remove_run_dir(self.around.fs, "parked", run)?)

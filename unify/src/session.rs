@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use kernel::{At, Errno, Seal, Time};
 use rayon::prelude::*;
-use store::index::{Census, Index};
+use store::index::{Census, Index, ObjectRow};
 use store::journal::{Batch, Journal, RunEnd, RunId, RunKind};
 use store::{IdentityPolicy, ObjectName, Place, Store};
 
@@ -16,7 +16,7 @@ use crate::notes::{Count, Notes, Skipped, Surroundings};
 use crate::objects::Objects;
 use crate::plan::{Plan, Planner, Size, is_intact};
 use crate::walk::{self, Walk};
-use crate::{Error, Result};
+use crate::{Error, Reflinks, Result};
 
 /// The guests at hand and what decides about their files.
 pub struct Session<'a> {
@@ -56,6 +56,8 @@ pub struct Report {
     pub skipped_files: Vec<Skipped>,
     /// Objects in the store after the run.
     pub objects: u64,
+    /// What sharing extents came to; none if it was not asked for.
+    pub reflinks: Option<Reflinks>,
 }
 
 impl Report {
@@ -129,7 +131,6 @@ impl<'a> Session<'a> {
         }
         let corrupt = std::mem::take(&mut survey.corrupt);
         let began = survey.began;
-        let objects = survey.objects.rows().to_vec();
         let plan = self.plan(Some(store), identity, &survey.objects, &mut survey.censuses)?;
         for name in &plan.corrupt {
             quarantine(self.around, store, *name)?;
@@ -140,15 +141,17 @@ impl<'a> Session<'a> {
         if self.around.stopping() {
             return Err(Error::Interrupted);
         }
-        let mut rows = objects;
-        rows.extend(plan.admissions());
+        let admitted: Vec<ObjectRow> = plan.admissions().collect();
         if !plan.is_empty() {
             let run = Run { session: &self, store, journal, seal };
             run.carry_out(RunKind::Unify, command, plan.batches(), plan.actions(), &mut report, &[])?;
         }
         drop(plan);
         report.objects += report.done.admitted;
-        self.remember(index.as_mut(), survey.censuses, rows, began);
+        if let Some(index) = &mut index {
+            let objects = survey.objects.into_rows_if_new(admitted);
+            self.remember(index, survey.censuses, objects.as_deref(), began);
+        }
         report.fill_skipped(self.notes);
         Ok(report)
     }
@@ -164,7 +167,7 @@ impl<'a> Session<'a> {
         let began = Time::now();
         let recorded = index.map(Index::objects).unwrap_or_default();
         let mut objects = match store {
-            Some(store) => Objects::scan(store, &recorded, seal)?,
+            Some(store) => Objects::scan(store, recorded, seal)?,
             None => Objects::default(),
         };
         let mut corrupt = Vec::new();
@@ -217,6 +220,7 @@ impl<'a> Session<'a> {
             guests: &self.guests,
             objects,
             notes: &self.notes,
+            rotational: kernel::is_rotational(self.place.dev()),
             bytes_read: Count::default(),
             files_read: Count::default(),
         };
@@ -226,14 +230,11 @@ impl<'a> Session<'a> {
     /// Keeps what was found for the next run. The index is a cache: failing to write it loses time only.
     fn remember(
         &self,
-        index: Option<&mut Index>,
+        index: &mut Index,
         mut censuses: Vec<Census>,
-        mut rows: Vec<store::index::ObjectRow>,
+        objects: Option<&[ObjectRow]>,
         began: Time,
     ) {
-        let Some(index) = index else { return };
-        rows.sort_unstable();
-        rows.dedup_by_key(|row| row.ino);
         censuses.par_iter_mut().for_each(|census| walk::settle(census, began));
         let known: Vec<(PathBuf, Option<&Census>)> = self
             .guests
@@ -243,7 +244,7 @@ impl<'a> Session<'a> {
             .filter(|((_, judge), _)| !judge.is_restricted())
             .map(|((guest, _), census)| (guest.key.clone(), Some(census)))
             .collect();
-        index.store(&known, &rows).ok();
+        index.store(&known, objects).ok();
     }
 }
 
@@ -268,7 +269,11 @@ impl Report {
     }
 
     pub(crate) fn fill_skipped(&mut self, notes: Notes) {
-        (self.skipped, self.skipped_files) = notes.into_parts();
+        let (counts, files) = notes.into_parts();
+        for (kind, count) in counts {
+            *self.skipped.entry(kind).or_default() += count;
+        }
+        self.skipped_files.extend(files);
     }
 }
 

@@ -3,13 +3,13 @@
 //! Names of an object become names of a private copy. Where one guest alone still uses the object, its
 //! inode simply stops being one: nothing is copied.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use kernel::{Dir, EntryBuffer, Errno, Kind, Seal, Time};
 use store::index::Index;
-use store::journal::{Action, Batch, Journal, NameRef, RunId, RunKind, Settled, Verb};
+use store::journal::{Action, Batch, Journal, NameRef, RunEnd, RunId, RunKind, Settled, Verb};
 use store::{ObjectName, Store};
 
 use crate::notes::Skip;
@@ -27,17 +27,58 @@ pub struct Scope {
     pub paths: Vec<PathBuf>,
 }
 
-/// A name of an object in a guest.
-#[derive(Clone, Debug)]
+/// A name in a guest.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Held {
     guest: u32,
     dir: Vec<u8>,
     name: Vec<u8>,
-    mtime: Option<Time>,
 }
 
-/// Names by object inode, then by guest.
-type Holdings = BTreeMap<u64, (ObjectName, BTreeMap<u32, Vec<Held>>)>;
+/// Names that a run has shared, with the times that identity left out.
+type Shared = HashMap<Held, Option<Time>>;
+
+/// Names of objects, by object and guest: what one guest has of one inode stays one inode.
+type Holdings = BTreeMap<(u64, u32), Vec<Held>>;
+
+/// One inode of a guest that is to become private.
+struct Move {
+    verb: Verb,
+    object: ObjectName,
+    ino: u64,
+    size: u64,
+    mtime: Option<Time>,
+    names: Vec<Held>,
+    /// Its names cannot be moved while its seal is on.
+    locked: bool,
+}
+
+/// What an undo would do.
+struct Planned {
+    /// Batches, by the seal that has to come off their objects meanwhile.
+    parts: Vec<(Seal, Vec<Batch>)>,
+    /// It takes back all that the run of the scope has shared.
+    whole: bool,
+}
+
+impl Planned {
+    fn batches(&self) -> impl Iterator<Item = &Batch> {
+        self.parts.iter().flat_map(|(_, batches)| batches)
+    }
+}
+
+/// The guests in which a run has shared files, by their paths relative to the store's base.
+pub fn guests_of_run(journal: &Journal, run: RunId) -> Result<Vec<PathBuf>> {
+    if !journal.runs()?.iter().any(|known| known.id == run) {
+        return Err(Error::BadRun { run, why: "is not in the journal" });
+    }
+    let (mut guests, mut seq) = (BTreeSet::new(), 0);
+    while let Some((batch, _)) = journal.batch(run, seq)? {
+        guests.extend(batch.dirs.iter().map(|dir| batch.guests[dir.guest as usize].clone()));
+        seq += 1;
+    }
+    Ok(guests.into_iter().collect())
+}
 
 impl Session<'_> {
     /// Plans the undo and shows each batch to `show`; changes nothing.
@@ -48,11 +89,11 @@ impl Session<'_> {
         scope: &Scope,
         mut show: impl FnMut(&Batch),
     ) -> Result<Report> {
-        let holdings = self.holdings(store, journal, scope)?;
+        let planned = self.plan_undo(store, journal, scope)?;
         let mut report = Report::default();
-        for batch in self.batches(store, holdings)? {
-            count_planned(&mut report, &batch);
-            show(&batch);
+        for batch in planned.batches() {
+            count_planned(&mut report, batch);
+            show(batch);
         }
         report.fill_skipped(self.notes);
         Ok(report)
@@ -60,17 +101,27 @@ impl Session<'_> {
 
     /// Makes shared files of the guests private again.
     pub fn undo(self, store: &Store, journal: &mut Journal, scope: &Scope, command: &str) -> Result<Report> {
-        let holdings = self.holdings(store, Some(journal), scope)?;
-        let batches = self.batches(store, holdings)?;
-        let mut report = Report { end: Some(store::journal::RunEnd::Complete), ..Report::default() };
-        batches.iter().for_each(|batch| count_planned(&mut report, batch));
-        if !batches.is_empty() {
-            let actions = batches.iter().map(|batch| batch.actions.len() as u64).sum();
-            let whole = scope.paths.is_empty() && self.judges.iter().all(|judge| !judge.is_restricted());
-            let undoes: Vec<RunId> = scope.run.filter(|_| whole).into_iter().collect();
+        let planned = self.plan_undo(store, Some(journal), scope)?;
+        let mut report = Report { end: Some(RunEnd::Complete), ..Report::default() };
+        planned.batches().for_each(|batch| count_planned(&mut report, batch));
+        if !planned.parts.is_empty() {
             self.forget(store);
-            let run = Run { session: &self, store, journal, seal: Seal::None };
+        }
+        let parts = planned.parts.len();
+        for (at, (seal, batches)) in planned.parts.into_iter().enumerate() {
+            if report.end == Some(RunEnd::Interrupted) {
+                break;
+            }
+            let is_last = at + 1 == parts && report.end == Some(RunEnd::Complete);
+            let undoes: Vec<RunId> = scope.run.filter(|_| planned.whole && is_last).into_iter().collect();
+            let actions = batches.iter().map(|batch| batch.actions.len() as u64).sum();
+            let run = Run { session: &self, store, journal, seal };
+            let before = (report.end, report.done);
             run.carry_out(RunKind::Undo, command, batches.into_iter(), actions, &mut report, &undoes)?;
+            report.done = before.1 + report.done;
+            if before.0 == Some(RunEnd::Partial) {
+                report.end = report.end.filter(|end| *end == RunEnd::Interrupted).or(before.0);
+            }
         }
         report.fill_skipped(self.notes);
         Ok(report)
@@ -80,57 +131,40 @@ impl Session<'_> {
     /// guests no longer holds.
     fn forget(&self, store: &Store) {
         if let Ok(mut index) = Index::open(store) {
-            let objects = index.objects();
             let guests: Vec<_> = self.guests.iter().map(|guest| (guest.key.clone(), None)).collect();
-            if index.store(&guests, &objects).is_err() {
+            if index.store(&guests, None).is_err() {
                 store::index::discard(store).ok();
             }
         }
     }
 
-    fn holdings(&self, store: &Store, journal: Option<&Journal>, scope: &Scope) -> Result<Holdings> {
+    fn plan_undo(&self, store: &Store, journal: Option<&Journal>, scope: &Scope) -> Result<Planned> {
         let mut objects = HashMap::new();
         let mut add = |name, ino, _: &Dir| {
             objects.insert(ino, name);
         };
         store.for_each_object(&mut add, drop)?;
-        let found = match (scope.run, journal) {
-            (Some(run), Some(journal)) => self.held_by_run(journal, run)?,
-            (Some(run), None) => return Err(Error::BadRun { run, why: "is not in the journal" }),
-            (None, _) => self.held_by_guests(&objects),
-        };
         let relaxed = store.format().identity == store::IdentityPolicy::WithoutMtime;
-        let mtimes = match journal {
-            Some(journal) if relaxed && scope.run.is_none() => self.recorded_times(journal)?,
-            _ => HashMap::new(),
+        let (shared, mut whole) = match (scope.run, journal) {
+            (Some(run), Some(journal)) => self.shared_by_run(journal, run)?,
+            (Some(run), None) => return Err(Error::BadRun { run, why: "is not in the journal" }),
+            (None, Some(journal)) if relaxed => (self.shared_last(journal)?, false),
+            (None, _) => (Shared::new(), false),
         };
-        let mut holdings = Holdings::new();
-        for mut held in found {
-            if !self.is_in_scope(scope, &held) {
-                continue;
-            }
-            let guest = &self.guests[held.guest as usize];
-            let dir = guest.root.open_dir(&held.dir).map_err(Skip::from_errno);
-            let stat = dir.and_then(|dir| dir.stat(&held.name).map_err(Skip::from_errno));
-            let object = stat.map(|stat| (stat.ino, objects.get(&stat.ino)));
-            match object {
-                Ok((ino, Some(&name))) => {
-                    let key = (held.guest, join(&held.dir, &held.name));
-                    held.mtime = held.mtime.or_else(|| mtimes.get(&key).copied());
-                    let (_, guests) = holdings.entry(ino).or_insert_with(|| (name, BTreeMap::new()));
-                    guests.entry(held.guest).or_default().push(held);
-                }
-                Ok((_, None)) if scope.run.is_some() => self.pass_over(&held, Skip::NotOurs),
-                Ok(_) => {}
-                Err(why) => self.pass_over(&held, why),
-            }
+        let is_wanted =
+            |held: &Held| (scope.run.is_none() || shared.contains_key(held)) && self.is_in_scope(scope, held);
+        let mut holdings = self.held_by_guests(&objects);
+        if scope.run.is_some() {
+            self.note_replaced(&shared, &holdings);
+            whole &= shared.keys().all(|held| self.is_in_scope(scope, held));
         }
-        Ok(holdings)
-    }
-
-    fn pass_over(&self, held: &Held, why: Skip) {
-        let path = to_path(&join(&held.dir, &held.name));
-        self.notes.skip(&self.guests[held.guest as usize].key, path, why);
+        // All names of an inode or none: a guest's own hard links stay what they are.
+        holdings.retain(|_, names| names.iter().any(is_wanted));
+        let (locked, free): (Vec<Move>, Vec<Move>) =
+            moves(store, &objects, holdings, &shared)?.into_iter().partition(|step| step.locked);
+        let mut parts = vec![(Seal::None, self.batches(&free)), (Seal::Immutable, self.batches(&locked))];
+        parts.retain(|(_, batches)| !batches.is_empty());
+        Ok(Planned { parts, whole })
     }
 
     fn is_in_scope(&self, scope: &Scope, held: &Held) -> bool {
@@ -140,60 +174,95 @@ impl Session<'_> {
         named && self.judges[guest].selects(&held.dir, &held.name)
     }
 
-    /// What a run has shared, as the journal has it.
-    fn held_by_run(&self, journal: &Journal, run: RunId) -> Result<Vec<Held>> {
-        let known = journal.runs()?.into_iter().find(|known| known.id == run);
-        match known.ok_or(Error::BadRun { run, why: "is not in the journal" })? {
-            known if known.kind != RunKind::Unify => {
-                Err(Error::BadRun { run, why: "has shared nothing: it was an undo" })
-            }
-            known if known.undone_by.is_some() => Err(Error::BadRun { run, why: "is undone already" }),
-            _ => self.shared_by(journal, run),
+    /// Notes the names that a run has shared and that no longer are objects'.
+    fn note_replaced(&self, shared: &Shared, holdings: &Holdings) {
+        let held: HashSet<&Held> = holdings.values().flatten().collect();
+        for held in shared.keys().filter(|name| !held.contains(name)) {
+            let guest = &self.guests[held.guest as usize];
+            let dir = guest.root.open_dir(&held.dir);
+            let why = match dir.and_then(|dir| dir.stat(&held.name)) {
+                Ok(_) => Skip::NotOurs,
+                Err(errno) => Skip::from_errno(errno),
+            };
+            self.notes.skip(&guest.key, to_path(&join(&held.dir, &held.name)), why);
         }
     }
 
-    fn shared_by(&self, journal: &Journal, run: RunId) -> Result<Vec<Held>> {
-        let mut found = Vec::new();
-        let mut seq = 0;
+    /// What a run has shared, apart from what later runs have shared again after a guest had replaced it;
+    /// and whether all its guests are at hand.
+    fn shared_by_run(&self, journal: &Journal, run: RunId) -> Result<(Shared, bool)> {
+        let runs = journal.runs()?;
+        let known = runs.iter().find(|known| known.id == run);
+        match known.ok_or(Error::BadRun { run, why: "is not in the journal" })? {
+            known if known.kind != RunKind::Unify => {
+                return Err(Error::BadRun { run, why: "has shared nothing" });
+            }
+            known if known.undone_by.is_some() => {
+                return Err(Error::BadRun { run, why: "is undone already" });
+            }
+            _ => {}
+        }
+        let (mut shared, mut whole) = (Shared::new(), true);
+        whole &= self.for_each_shared(journal, run, |held, mtime| {
+            shared.insert(held, mtime);
+        })?;
+        for later in runs.iter().filter(|later| later.id > run && later.kind == RunKind::Unify) {
+            self.for_each_shared(journal, later.id, |held, _| {
+                shared.remove(&held);
+            })?;
+        }
+        Ok((shared, whole))
+    }
+
+    /// The times that identity leaves out, by the latest run that took each away.
+    fn shared_last(&self, journal: &Journal) -> Result<Shared> {
+        let mut shared = Shared::new();
+        for run in journal.runs()?.iter().filter(|run| run.kind == RunKind::Unify) {
+            self.for_each_shared(journal, run.id, |held, mtime| {
+                shared.insert(held, mtime);
+            })?;
+        }
+        Ok(shared)
+    }
+
+    /// Calls `each` for every name that a run has shared, as the journal has it; returns whether all its
+    /// guests are at hand.
+    fn for_each_shared(
+        &self,
+        journal: &Journal,
+        run: RunId,
+        mut each: impl FnMut(Held, Option<Time>),
+    ) -> Result<bool> {
+        let (mut seq, mut all) = (0, true);
         while let Some((batch, settled)) = journal.batch(run, seq)? {
             let settled = settled.unwrap_or_default();
             let done = batch.actions.iter().zip(settled).filter(|(_, how)| *how != Settled::NotDone);
             for (action, how) in done {
                 // An inode that became an object where it was still has its own time.
                 let mtime = action.mtime.filter(|_| matches!(how, Settled::Done { .. }));
-                found.extend(action.names.iter().filter_map(|name| self.held(&batch, name, mtime)));
+                for name in &action.names {
+                    match self.held(&batch, name) {
+                        Some(held) => each(held, mtime),
+                        None => all = false,
+                    }
+                }
             }
             seq += 1;
         }
-        Ok(found)
+        Ok(all)
     }
 
-    fn held(&self, batch: &Batch, name: &NameRef, mtime: Option<Time>) -> Option<Held> {
+    fn held(&self, batch: &Batch, name: &NameRef) -> Option<Held> {
         let dir = &batch.dirs[name.dir as usize];
         let key = &batch.guests[dir.guest as usize];
         let guest = self.guests.iter().position(|guest| guest.key == *key)? as u32;
-        Some(Held { guest, dir: dir.path.clone(), name: name.name.clone(), mtime })
-    }
-
-    /// The times that identity leaves out, by the latest run that took each away.
-    fn recorded_times(&self, journal: &Journal) -> Result<HashMap<(u32, Vec<u8>), Time>> {
-        let mut times = HashMap::new();
-        for run in journal.runs()?.iter().filter(|run| run.kind == RunKind::Unify) {
-            for held in self.shared_by(journal, run.id)? {
-                let key = (held.guest, join(&held.dir, &held.name));
-                match held.mtime {
-                    Some(mtime) => drop(times.insert(key, mtime)),
-                    None => drop(times.remove(&key)),
-                }
-            }
-        }
-        Ok(times)
+        Some(Held { guest, dir: dir.path.clone(), name: name.name.clone() })
     }
 
     /// Every name in the guests whose inode is an object.
-    fn held_by_guests(&self, objects: &HashMap<u64, ObjectName>) -> Vec<Held> {
+    fn held_by_guests(&self, objects: &HashMap<u64, ObjectName>) -> Holdings {
         self.around.observer.phase("walking", 0);
-        let found = Mutex::new(Vec::new());
+        let found = Mutex::new(Holdings::new());
         rayon::scope(|scope| {
             for guest in 0..self.guests.len() as u32 {
                 let found = &found;
@@ -201,7 +270,7 @@ impl Session<'_> {
             }
         });
         let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
-        found.sort_by(|a: &Held, b: &Held| (a.guest, &a.dir, &a.name).cmp(&(b.guest, &b.dir, &b.name)));
+        found.values_mut().for_each(|names| names.sort_unstable());
         found
     }
 
@@ -209,7 +278,7 @@ impl Session<'_> {
         &'s self,
         scope: &rayon::Scope<'s>,
         objects: &'s HashMap<u64, ObjectName>,
-        found: &'s Mutex<Vec<Held>>,
+        found: &'s Mutex<Holdings>,
         guest: u32,
         path: Vec<u8>,
     ) {
@@ -234,78 +303,88 @@ impl Session<'_> {
                 let path = join(&path, entry.name);
                 scope.spawn(move |scope| self.find_held(scope, objects, found, guest, path));
             } else if objects.contains_key(&entry.ino) {
-                here.push(Held { guest, dir: path.clone(), name: entry.name.to_vec(), mtime: None });
+                here.push((entry.ino, Held { guest, dir: path.clone(), name: entry.name.to_vec() }));
             }
             Ok(())
         });
-        found.lock().unwrap_or_else(PoisonError::into_inner).append(&mut here);
+        let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+        for (ino, held) in here {
+            found.entry((ino, guest)).or_default().push(held);
+        }
+        drop(found);
         if let Err(errno) = read {
             skip(errno);
         }
     }
 
-    /// Copies first; then, when they are through, the objects that are left to one guest alone.
-    fn batches(&self, store: &Store, holdings: Holdings) -> Result<Vec<Batch>> {
-        let (mut detaches, mut retires) = (Plan::new(self), Plan::new(self));
-        for (ino, (object, guests)) in holdings {
-            let Some(stat) = store.stat_object(object)? else { continue };
-            let held: usize = guests.values().map(Vec::len).sum();
-            let all = held + 1 == stat.nlink as usize;
-            let last = guests.len() - 1;
-            for (at, names) in guests.into_values().enumerate() {
-                let mtime = names.iter().find_map(|held| held.mtime);
-                let own_time = mtime.is_none_or(|mtime| mtime == stat.mtime);
-                let retire = all && at == last && own_time && !stat.verity;
-                let plan = if retire { &mut retires } else { &mut detaches };
-                let verb = if retire { Verb::Retire } else { Verb::Detach };
-                plan.add(verb, object, (ino, stat.size), mtime, &names);
+    /// Copies first; then, when they are through, the objects that are left to one guest alone. Those of
+    /// one directory side by side: its time is restored once for all.
+    fn batches(&self, moves: &[Move]) -> Vec<Batch> {
+        let mut rows = HashMap::new();
+        let mut done = Vec::new();
+        for verb in [Verb::Detach, Verb::Retire] {
+            let mut open = Builder::new(&self.guests);
+            let mut chosen: Vec<&Move> = moves.iter().filter(|step| step.verb == verb).collect();
+            chosen.sort_unstable_by(|a, b| a.names.cmp(&b.names));
+            for step in chosen {
+                if !open.takes(step.names.len() as u32) {
+                    let full = std::mem::replace(&mut open, Builder::new(&self.guests));
+                    done.push(full.batch);
+                }
+                add(&mut open, &mut rows, step);
+            }
+            if !open.batch.actions.is_empty() {
+                done.push(open.batch);
             }
         }
-        Ok(detaches.finish().into_iter().chain(retires.finish()).collect())
+        done
     }
 }
 
-/// Collects actions into batches.
-struct Plan<'s, 'a> {
-    session: &'s Session<'a>,
-    rows: HashMap<(u32, Vec<u8>), u32>,
-    done: Vec<Batch>,
-    open: Builder,
+/// What becomes of each inode: the last guest that uses an object keeps it, all others get copies.
+fn moves(
+    store: &Store,
+    objects: &HashMap<u64, ObjectName>,
+    holdings: Holdings,
+    shared: &Shared,
+) -> Result<Vec<Move>> {
+    let mut moves: Vec<Move> = Vec::new();
+    let mut holdings = holdings.into_iter().peekable();
+    let mut held = 0;
+    while let Some(((ino, _), names)) = holdings.next() {
+        held += names.len();
+        let is_last = holdings.peek().is_none_or(|((next, _), _)| *next != ino);
+        let count = if is_last { std::mem::take(&mut held) } else { held };
+        let Some(&object) = objects.get(&ino) else { continue };
+        let Some(stat) = store.stat_object(object)? else { continue };
+        let mtime = names.iter().find_map(|held| shared.get(held).copied().flatten());
+        let own_time = mtime.is_none_or(|mtime| mtime == stat.mtime);
+        let retire = is_last && count + 1 == stat.nlink as usize && own_time && !stat.verity;
+        let verb = if retire { Verb::Retire } else { Verb::Detach };
+        let locked = stat.immutable && is_locked(store, object)?;
+        moves.push(Move { verb, object, ino, size: stat.size, mtime, names, locked });
+    }
+    Ok(moves)
 }
 
-impl<'s, 'a> Plan<'s, 'a> {
-    fn new(session: &'s Session<'a>) -> Self {
-        Self { session, rows: HashMap::new(), done: Vec::new(), open: Builder::new(&session.guests) }
-    }
+/// Whether an immutable object is one whose names are not free: plain immutable, not link-invert.
+fn is_locked(store: &Store, object: ObjectName) -> Result<bool> {
+    let file = store.objects().open_file(object.path().as_bytes());
+    let link_invert = file.and_then(|file| Seal::Patch.is_on(&file));
+    Ok(!link_invert.map_err(store::Error::at("look at", store.object_path(object)))?)
+}
 
-    fn add(
-        &mut self,
-        verb: Verb,
-        object: ObjectName,
-        (ino, size): (u64, u64),
-        mtime: Option<Time>,
-        held: &[Held],
-    ) {
-        if !self.open.takes(held.len() as u32) {
-            let full = std::mem::replace(&mut self.open, Builder::new(&self.session.guests));
-            self.done.push(full.batch);
-        }
-        let mut names = Vec::new();
-        for one in held {
-            let next = self.rows.len() as u32;
-            let row = *self.rows.entry((one.guest, one.dir.clone())).or_insert(next);
-            let dir = self.open.dir(one.guest, row, || one.dir.clone());
-            names.push(NameRef { dir, name: one.name.clone() });
-        }
-        self.open.push(Action { verb, object, ino, ctime: 0, size, mtime, names });
+/// Adds an action to a batch; `rows` numbers directories.
+fn add<'m>(batch: &mut Builder, rows: &mut HashMap<(u32, &'m [u8]), u32>, step: &'m Move) {
+    let mut names = Vec::with_capacity(step.names.len());
+    for one in &step.names {
+        let next = rows.len() as u32;
+        let row = *rows.entry((one.guest, &one.dir)).or_insert(next);
+        let dir = batch.dir(one.guest, row, || one.dir.clone());
+        names.push(NameRef { dir, name: one.name.clone() });
     }
-
-    fn finish(mut self) -> Vec<Batch> {
-        if !self.open.batch.actions.is_empty() {
-            self.done.push(self.open.batch);
-        }
-        self.done
-    }
+    let Move { verb, object, ino, size, mtime, .. } = *step;
+    batch.push(Action { verb, object, ino, ctime: 0, size, mtime, names });
 }
 
 fn count_planned(report: &mut Report, batch: &Batch) {

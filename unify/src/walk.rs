@@ -24,7 +24,7 @@ pub(crate) const TICK_NANOS: i64 = 20_000_000;
 
 /// Longest path within a guest that is followed, in bytes and in directories. A hostile guest can nest
 /// directories without end, and opening one costs a look-up for each above it.
-const MAX_PATH: usize = 64 * 1024;
+pub(crate) const MAX_PATH: usize = 64 * 1024;
 const MAX_DEPTH: usize = 512;
 
 /// What a walk needs to know.

@@ -50,10 +50,10 @@ fn roles(world: &World, path: &str) -> (PathBuf, PathBuf) {
     if world.ino(0, path) < world.ino(1, path) { (of(0), of(1)) } else { (of(1), of(0)) }
 }
 
-/// Runs `act` once when everything is read and planned and nothing is moved yet: as the last directory for
+/// Runs `act` once when everything is read and planned and nothing is moved yet: as the first directory for
 /// parked names is made.
 fn once_planned<'a>(act: impl Fn() + Send + Sync + 'a) -> Script<'a> {
-    once(Op::MakeDir, "7", When::After, act)
+    once(Op::MakeDir, "0", When::After, act)
 }
 
 /// A new file takes the place of an old one, as package managers do it.

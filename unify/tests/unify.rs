@@ -1,4 +1,5 @@
 //! The round trip: share, look again, undo.
+#![allow(clippy::unwrap_used)] // a fixture that fails is a test that fails
 
 mod common;
 

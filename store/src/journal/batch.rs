@@ -16,7 +16,8 @@ const VERSION: u8 = 1;
 /// Largest batch that is decoded, in bytes; a batch has some thousand actions of about 100 bytes.
 const MAX_BATCH: u64 = 1 << 30;
 
-/// What an action does. `Admit` and `Retire` are inverse, and so are `Link` and `Detach`.
+/// What an action does. `Admit` and `Retire` are inverse, and so are `Link` and `Detach`; what a `Repair`
+/// takes away nobody wants back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
     /// A guest's inode becomes an object; its names stay as they are.
@@ -27,10 +28,12 @@ pub enum Verb {
     Link,
     /// Names of an object become names of a private copy of it.
     Detach,
+    /// Names of a corrupt inode that was an object become names of the object that takes its place.
+    Repair,
 }
 
 impl Verb {
-    const ALL: [Self; 4] = [Self::Admit, Self::Retire, Self::Link, Self::Detach];
+    const ALL: [Self; 5] = [Self::Admit, Self::Retire, Self::Link, Self::Detach, Self::Repair];
 
     /// The word in reports.
     pub fn name(self) -> &'static str {
@@ -39,6 +42,7 @@ impl Verb {
             Self::Retire => "retire",
             Self::Link => "link",
             Self::Detach => "detach",
+            Self::Repair => "repair",
         }
     }
 }

@@ -16,7 +16,7 @@ mod history;
 
 use std::path::{Path, PathBuf};
 
-use kernel::{Seal, Time};
+use kernel::{At, Errno, Fs, Real, Seal, Time};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 pub use batch::{Action, Batch, DirRef, NameRef, Settled, Verb};
@@ -58,6 +58,8 @@ pub enum RunKind {
     Unify,
     /// Names became private again.
     Undo,
+    /// Names of corrupt objects became names of good ones.
+    Repair,
 }
 
 impl RunKind {
@@ -66,11 +68,12 @@ impl RunKind {
         match self {
             Self::Unify => "unify",
             Self::Undo => "undo",
+            Self::Repair => "repair",
         }
     }
 
     fn from_name(name: &str) -> Option<Self> {
-        [Self::Unify, Self::Undo].into_iter().find(|kind| kind.name() == name)
+        [Self::Unify, Self::Undo, Self::Repair].into_iter().find(|kind| kind.name() == name)
     }
 }
 
@@ -136,6 +139,7 @@ impl Journal {
     /// Opens the journal of a store for writing, made on demand, and checks its history.
     pub fn open(store: &Store) -> Result<Self> {
         let path = store.path().join("journal.db");
+        make_private(store, b"journal.db")?;
         let journal = Self { db: Connection::open(&path).map_err(in_database(&path))?, path };
         journal.set_up(store).map_err(in_database(&journal.path))??;
         check(&journal)?;
@@ -157,7 +161,7 @@ impl Journal {
     }
 
     fn set_up(&self, store: &Store) -> rusqlite::Result<Result<()>> {
-        self.db.pragma_update(None, "journal_mode", "WAL")?;
+        log_ahead(&self.db)?;
         self.db.pragma_update(None, "synchronous", "FULL")?;
         self.db.pragma_update(None, "foreign_keys", true)?;
         match self.schema()? {
@@ -279,6 +283,14 @@ fn read_run(row: &rusqlite::Row<'_>) -> rusqlite::Result<Option<Run>> {
     }))
 }
 
+/// Turns write-ahead logging on. The store's own lock keeps others out, so the log's index can be in memory
+/// instead of in a shared mapping: when a disk dies, reading that would end the process by SIGBUS, where
+/// everything else reports an error.
+pub(crate) fn log_ahead(db: &Connection) -> rusqlite::Result<()> {
+    db.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    db.pragma_update(None, "journal_mode", "WAL")
+}
+
 /// On a read-only file system `SQLite` cannot make the files of its write-ahead log; `immutable` does
 /// without them.
 pub(crate) fn open_for_reading(path: &Path) -> rusqlite::Result<Connection> {
@@ -290,6 +302,14 @@ pub(crate) fn open_for_reading(path: &Path) -> rusqlite::Result<Connection> {
     }
     let escaped: String = path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
     Connection::open_with_flags(format!("file:{escaped}?immutable=1"), flags)
+}
+
+/// `SQLite` would make a database by the umask; the files of its log take the database's mode.
+pub(crate) fn make_private(store: &Store, name: &[u8]) -> Result<()> {
+    match Real.create(At::new(store.dir(), name)) {
+        Ok(_) | Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(Error::at("make a database in", store.path())(errno)),
+    }
 }
 
 /// For `map_err`: the database at `path` failed.

@@ -23,6 +23,7 @@ fn sample() -> Batch {
             action(Verb::Admit, None, vec![name(0, b"bash")]),
             action(Verb::Link, Some(time), vec![name(1, b"\xff\n"), name(0, b"sh")]),
             action(Verb::Detach, None, vec![]),
+            action(Verb::Repair, None, vec![name(0, b"bash")]),
         ],
     }
 }
@@ -66,7 +67,8 @@ fn damaged_batches_are_refused_and_never_panic() {
 #[test]
 fn a_run_is_found_again_and_ends() {
     with_store(|store| {
-        let settled = [Settled::Done { overflow: 1 }, Settled::NotDone, Settled::Admitted { overflow: 3 }];
+        let done = Settled::Done { overflow: 1 };
+        let settled = [done, Settled::NotDone, Settled::Admitted { overflow: 3 }, done];
         let mut journal = Journal::open(store).unwrap();
         let run = journal.begin(RunKind::Unify, "vunify a b", Seal::Bpf).unwrap();
         journal.intend(run, 0, &sample()).unwrap();
@@ -114,6 +116,7 @@ fn a_later_journal_is_refused() {
         drop(Journal::open(store).unwrap());
         let db = Connection::open(store.path().join("journal.db")).unwrap();
         db.pragma_update(None, "user_version", SCHEMA + 1).unwrap();
+        drop(db);
         assert!(matches!(Journal::open(store).map(drop), Err(Error::Newer { .. })));
     });
 }

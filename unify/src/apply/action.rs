@@ -1,6 +1,6 @@
 //! One action: whole or not at all.
 
-use kernel::{At, Dir, Errno, File, Fs, Metadata, ReadLease, Seal, Stat};
+use kernel::{At, Dir, Errno, File, Fs, Leased, Metadata, Seal, Stat};
 use rayon::prelude::*;
 use store::ObjectName;
 use store::journal::{Action, Settled, Verb};
@@ -9,15 +9,16 @@ use super::{Mover, Parking, Stage, Swap, swap};
 use crate::Result;
 use crate::notes::Skip;
 
-/// What an action left behind: what became of it, and how to tell whether what it displaced was written
-/// since.
-#[derive(Clone, Copy, Debug)]
+/// What an action left behind: what became of it, and the lease on the inode that it moved.
+///
+/// The lease is kept until the batch is durable. Whoever wanted to write meanwhile, having looked the name
+/// up before it moved, waits for it; his is the last word.
+#[derive(Debug)]
 pub(crate) struct Traces {
     settled: Settled,
+    lease: Option<Leased>,
     /// The object's inode.
     object: u64,
-    /// Change time of the displaced inode after its last name went.
-    ctime: i64,
     /// Space given back, in allocated bytes.
     pub(super) freed: u64,
     /// Space taken, in allocated bytes.
@@ -30,7 +31,11 @@ impl Traces {
     }
 
     fn of(settled: Settled) -> Self {
-        Self { settled, object: 0, ctime: 0, freed: 0, taken: 0 }
+        Self { settled, lease: None, object: 0, freed: 0, taken: 0 }
+    }
+
+    fn admitted(settled: Settled, lease: Leased) -> Self {
+        Self { lease: Some(lease), ..Self::of(settled) }
     }
 
     pub(crate) fn settled(&self) -> Settled {
@@ -79,6 +84,7 @@ impl Mover<'_> {
             Verb::Admit | Verb::Link => self.share(action, &names),
             Verb::Detach => self.detach(action, &names, copy.ok_or(Skip::NotOurs)?),
             Verb::Retire => self.retire(action, &names),
+            Verb::Repair => self.repair(action, &names),
         }
     }
 
@@ -86,27 +92,27 @@ impl Mover<'_> {
     /// other if the store has changed its mind since.
     fn share(&self, action: &Action, names: &Names<'_>) -> Step<Traces> {
         let file = names.places[0].dir.open_any(names.places[0].name).map_err(Skip::from_errno)?;
-        let lease = ReadLease::take(&file).map_err(Skip::from_errno)?;
-        let stat = file.stat().map_err(Skip::from_errno)?;
+        let lease = Leased::take(file).map_err(Skip::from_errno)?;
+        let stat = lease.file().stat().map_err(Skip::from_errno)?;
         if (stat.ino, stat.ctime.to_nanos()) != (action.ino, action.ctime) {
             return Err(Skip::Changed);
         }
         if stat.nlink as usize != names.len() {
             return Err(Skip::LinkedOutside);
         }
-        if action.verb == Verb::Admit && self.admit(action.object, &file, &lease)? {
-            return Ok(Traces::of(Settled::Done { overflow: action.object.overflow }));
+        if action.verb == Verb::Admit && self.admit(action.object, &lease)? {
+            return Ok(Traces::admitted(Settled::Done { overflow: action.object.overflow }, lease));
         }
         let mut name = action.object;
         loop {
             match self.park(name, names) {
-                Ok(object) => return self.link(name, object, &file, &lease, &stat, names),
+                Ok(object) => return self.link(name, object, lease, &stat, names),
                 // Full: the next inode of this twin.
                 Err(Errno::MLINK) => name = name.next_overflow(),
                 // Not there: this inode can be it.
                 Err(Errno::NOENT) => {
-                    if self.admit(name, &file, &lease)? {
-                        return Ok(Traces::of(Settled::Admitted { overflow: name.overflow }));
+                    if self.admit(name, &lease)? {
+                        return Ok(Traces::admitted(Settled::Admitted { overflow: name.overflow }, lease));
                     }
                 }
                 Err(errno) => return Err(Skip::Failed(errno)),
@@ -116,13 +122,17 @@ impl Mover<'_> {
 
     /// The guest's own inode becomes an object, under its lease; no copy. `Ok(false)`: there is one of this
     /// name already.
-    fn admit(&self, name: ObjectName, file: &File, lease: &ReadLease<'_>) -> Step<bool> {
-        let path = name.path();
+    fn admit(&self, name: ObjectName, lease: &Leased) -> Step<bool> {
+        let (path, file) = (name.path(), lease.file());
         let at = At::new(self.store.objects(), path.as_bytes());
-        match self.around.fs.link_open(file, at) {
-            Ok(()) => {}
-            Err(Errno::EXIST) => return Ok(false),
-            Err(errno) => return Err(Skip::Failed(errno)),
+        if let Err(errno) = self.around.fs.link_open(file, at) {
+            // An error does not prove that nothing was done.
+            let ours = file.stat().and_then(|ours| Ok(at.dir.stat(at.name)?.ino == ours.ino));
+            match errno {
+                _ if ours == Ok(true) => {}
+                Errno::EXIST => return Ok(false),
+                errno => return Err(Skip::Failed(errno)),
+            }
         }
         let sealed = match self.seal {
             seal if seal.leaves_names_free() => self.around.fs.seal(file, seal),
@@ -149,7 +159,7 @@ impl Mover<'_> {
         let object = At::new(self.store.objects(), path.as_bytes());
         for at in 0..names.len() {
             if let Err(errno) = self.around.fs.link(object, names.parked(at)) {
-                self.unpark(names, at);
+                self.unpark(names, at + 1); // an error does not prove that nothing was done
                 return Err(errno);
             }
         }
@@ -172,19 +182,15 @@ impl Mover<'_> {
         &self,
         name: ObjectName,
         object: u64,
-        file: &File,
-        lease: &ReadLease<'_>,
+        lease: Leased,
         stat: &Stat,
         names: &Names<'_>,
     ) -> Step<Traces> {
         self.exchange_all(names, object, stat.ino)?;
-        // A writer that waits for the lease has the displaced inode in its hands: it keeps its name.
-        let after = if lease.held() { file.stat().map_err(Skip::from_errno) } else { Err(Skip::Busy) };
-        let after = after.inspect_err(|_| self.revert(names, names.len(), stat.ino, object))?;
         Ok(Traces {
             settled: Settled::Done { overflow: name.overflow },
+            lease: Some(lease),
             object,
-            ctime: after.ctime.to_nanos(),
             freed: stat.allocated(),
             taken: 0,
         })
@@ -264,16 +270,18 @@ impl Mover<'_> {
             xattrs: object.xattrs().map_err(Skip::Failed)?,
         };
         let fs = self.around.fs;
-        let file = fs.create(to).map_err(Skip::Failed)?;
-        fs.copy_content(&object, &file, stat.size).and_then(|()| fs.set_metadata(&file, &metadata)).map_err(
-            |errno| {
-                if let Err(errno) = fs.unlink(to) {
-                    self.stuck(errno);
-                }
-                Skip::Failed(errno)
-            },
-        )?;
-        Ok(file)
+        let made = fs.create(to).and_then(|file| {
+            fs.copy_content(&object, &file, stat.size)?;
+            fs.set_metadata(&file, &metadata)?;
+            Ok(file)
+        });
+        made.map_err(|errno| {
+            match fs.unlink(to) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => self.stuck(errno),
+            }
+            Skip::Failed(errno)
+        })
     }
 
     /// Names of an object become names of its private copy.
@@ -281,7 +289,7 @@ impl Mover<'_> {
         let stat = copy.stat().map_err(Skip::Failed)?;
         for at in 1..names.len() {
             if let Err(errno) = self.around.fs.link(names.parked(0), names.parked(at)) {
-                self.unpark(names, at);
+                self.unpark(names, at + 1);
                 return Err(Skip::Failed(errno));
             }
         }
@@ -290,6 +298,20 @@ impl Mover<'_> {
         exchanged.map_err(|why| if why == Skip::Changed { Skip::NotOurs } else { why })?;
         let overflow = action.object.overflow;
         Ok(Traces { taken: stat.allocated(), ..Traces::of(Settled::Done { overflow }) })
+    }
+
+    /// A guest's names of a corrupt inode become names of the object that takes its place. The object is
+    /// proven; the corrupt inode keeps its name in quarantine, so nothing is lost by mistake.
+    fn repair(&self, action: &Action, names: &Names<'_>) -> Step<Traces> {
+        let file = names.places[0].dir.open_any(names.places[0].name).map_err(Skip::from_errno)?;
+        let lease = Leased::take(file).map_err(Skip::from_errno)?;
+        if lease.file().stat().map_err(Skip::from_errno)?.ino != action.ino {
+            return Err(Skip::NotOurs);
+        }
+        let object = self.park(action.object, names).map_err(Skip::Failed)?;
+        self.exchange_all(names, object, action.ino)?;
+        let done = Traces::of(Settled::Done { overflow: action.object.overflow });
+        Ok(Traces { lease: Some(lease), object, ..done })
     }
 
     /// An object that one guest alone uses becomes that guest's private inode.
@@ -309,65 +331,47 @@ impl Mover<'_> {
         Ok(Traces::of(Settled::Done { overflow: action.object.overflow }))
     }
 
-    /// Before the displaced inode goes: was it written by somebody who had it in his hands when its name
-    /// moved? Then he gets it back.
-    pub(super) fn second_look(&self, stage: &Stage<'_>, at: usize, trace: &Traces) -> Step<()> {
+    /// Before the displaced inode goes: did somebody ask to write it, who had looked its name up before it
+    /// moved? Then it gets its names back.
+    pub(super) fn second_look(&self, stage: &Stage<'_>, at: usize, trace: &mut Traces) -> Step<()> {
         let action = &stage.batch.actions[at];
-        match (action.verb, trace.settled) {
-            // Planned to become the object, or to be replaced by it; what was displaced tells.
-            (Verb::Admit | Verb::Link, Settled::Done { .. }) if trace.object != 0 => {
+        let Some(lease) = trace.lease.take() else {
+            if action.verb == Verb::Detach && trace.settled != Settled::NotDone {
                 let names = self.names(stage, at)?;
-                let unwritten = displaced_is_unwritten(names.parked(0), trace.ctime);
-                if let Err(why) = unwritten {
-                    self.revert(&names, names.len(), action.ino, trace.object);
-                    return Err(why);
+                self.unpark(&names, names.len());
+            }
+            return Ok(());
+        };
+        let names = self.names(stage, at)?;
+        match (lease.held(), trace.settled) {
+            // An admission too, if it found its object there already and was replaced by it.
+            (held, Settled::Done { .. }) if trace.object != 0 => {
+                if held {
+                    self.unpark(&names, names.len());
+                    return Ok(());
                 }
-                self.unpark(&names, names.len());
-                Ok(())
+                self.revert(&names, names.len(), action.ino, trace.object);
+                Err(Skip::Busy)
             }
-            (Verb::Detach, Settled::Done { .. }) => {
-                let names = self.names(stage, at)?;
-                self.unpark(&names, names.len());
-                Ok(())
-            }
-            (Verb::Admit | Verb::Link, Settled::Done { .. } | Settled::Admitted { .. }) => {
-                self.look_at_admitted(action, trace)
+            (false, Settled::Done { overflow } | Settled::Admitted { overflow }) => {
+                self.dismiss(ObjectName { overflow, ..action.object }, lease.file(), names.len())?;
+                Err(Skip::Busy)
             }
             _ => Ok(()),
         }
     }
 
-    /// A writer that passed the permission check before the seal was on has the object open: it does not
-    /// stay one, if nobody else has it yet.
-    fn look_at_admitted(&self, action: &Action, trace: &Traces) -> Step<()> {
-        if self.seal == Seal::None {
+    /// An object that somebody waits to write, admitted in this batch, is private again if no other guest
+    /// has it yet. Otherwise it stays, sealed: that it was asked for is reported.
+    fn dismiss(&self, name: ObjectName, file: &File, names: usize) -> Step<()> {
+        if file.stat().map_err(Skip::Failed)?.nlink as usize != names + 1 {
             return Ok(());
         }
-        let overflow = match trace.settled {
-            Settled::Done { overflow } | Settled::Admitted { overflow } => overflow,
-            Settled::NotDone => return Ok(()),
-        };
-        let path = ObjectName { overflow, ..action.object }.path();
+        let path = name.path();
         let at = At::new(self.store.objects(), path.as_bytes());
-        let file = at.dir.open_file(at.name).map_err(Skip::from_errno)?;
-        if ReadLease::take(&file).is_ok() {
-            return Ok(());
-        }
-        if file.stat().map_err(Skip::Failed)?.nlink as usize == action.names.len() + 1 {
-            lift_seals(self.around.fs, &file)
-                .and_then(|()| self.around.fs.unlink(at))
-                .map_err(Skip::Failed)?;
-        }
-        Err(Skip::Busy)
+        let fs = self.around.fs;
+        lift_seals(fs, file).and_then(|()| fs.unlink(at)).map_err(Skip::Failed)
     }
-}
-
-/// The displaced inode has no writer, and has not been touched since its last name went.
-fn displaced_is_unwritten(parked: At<'_>, ctime: i64) -> Step<()> {
-    let file = parked.dir.open_any(parked.name).map_err(Skip::from_errno)?;
-    let _lease = ReadLease::take(&file).map_err(Skip::from_errno)?;
-    let stat = file.stat().map_err(Skip::from_errno)?;
-    if stat.ctime.to_nanos() == ctime { Ok(()) } else { Err(Skip::Changed) }
 }
 
 /// Takes off whatever seal is on.

@@ -7,7 +7,8 @@
 //! 3. names move, in parallel; each action whole or not at all;
 //! 4. *barrier*: the moves are durable;
 //! 5. what became of each action is durable in the journal;
-//! 6. a second look at what was displaced, and the parked names go.
+//! 6. a second look at what was displaced, and the parked names go;
+//! 7. seals that hold names fast, off since 2, are on again.
 //!
 //! At every instant each guest name refers to an inode with the right bytes: to the displaced one or to
 //! the object. A crash leaves parked names, which [`crate::recover`] settles by looking at them.
@@ -46,12 +47,31 @@ pub struct Done {
     pub detached: u64,
     /// Objects that became private files where they were.
     pub retired: u64,
+    /// Corrupt inodes that were replaced in a guest by a good object.
+    pub repaired: u64,
     /// Actions that were not done.
     pub not_done: u64,
     /// Space given back, in allocated bytes.
     pub freed: u64,
     /// Space taken by private copies, in allocated bytes.
     pub taken: u64,
+}
+
+impl std::ops::Add for Done {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            admitted: self.admitted + other.admitted,
+            linked: self.linked + other.linked,
+            detached: self.detached + other.detached,
+            retired: self.retired + other.retired,
+            repaired: self.repaired + other.repaired,
+            not_done: self.not_done + other.not_done,
+            freed: self.freed + other.freed,
+            taken: self.taken + other.taken,
+        }
+    }
 }
 
 /// Carries out batches of one run.
@@ -102,6 +122,8 @@ impl<'a> Executor<'a> {
 
     /// Carries out one batch. An error leaves an intended batch behind, which recovery settles.
     pub(crate) fn execute(&mut self, mut batch: Batch) -> Result<()> {
+        let names = batch.actions.iter().map(|action| action.names.len() as u32).sum();
+        self.mover.parking.prepare(self.mover.around.fs, names)?;
         let mover = &self.mover;
         let dirs = mover.open_dirs(&mut batch);
         mover.note_times(&mut batch, &dirs);
@@ -112,12 +134,11 @@ impl<'a> Executor<'a> {
             self.durable = true;
         }
         self.journal.intend(self.run, mover.seq, &batch)?;
-        mover.loosen(&batch)?;
+        loosen(mover.around.fs, mover.store, &batch.actions, mover.seal)?;
         let copies = mover.copy_all(&stage)?;
         let mut traces = mover.move_names(&stage, &copies);
         mover.restore_times(&stage, &stage.spread);
         mover.check_stuck()?;
-        mover.fasten(&batch)?;
         mover.sync()?;
         self.settle(&traces)?;
         let reverted = mover.clean_up(&stage, &mut traces);
@@ -125,6 +146,10 @@ impl<'a> Executor<'a> {
         if reverted {
             mover.restore_times(&stage, &(0..batch.dirs.len() as u32).collect());
             self.settle(&traces)?;
+        }
+        if !mover.seal.leaves_names_free() {
+            fasten(mover.around.fs, mover.store, &batch.actions, mover.seal)?;
+            mover.sync()?;
         }
         self.count(&batch, &traces);
         self.mover.seq += 1;
@@ -150,6 +175,7 @@ impl<'a> Executor<'a> {
                 (Verb::Link, _) => self.done.linked += 1,
                 (Verb::Detach, _) => self.done.detached += 1,
                 (Verb::Retire, _) => self.done.retired += 1,
+                (Verb::Repair, _) => self.done.repaired += 1,
             }
             self.done.freed += trace.freed;
             self.done.taken += trace.taken;
@@ -203,7 +229,7 @@ impl Mover<'_> {
 
     fn move_names(&self, stage: &Stage<'_>, copies: &[Option<File>]) -> Vec<Traces> {
         let actions = &stage.batch.actions;
-        let mut traces = vec![Traces::nothing(); actions.len()];
+        let mut traces: Vec<Traces> = actions.iter().map(|_| Traces::nothing()).collect();
         // Admissions of this batch must be there before its links look for them.
         for admissions in [true, false] {
             let chosen: Vec<usize> =
@@ -265,7 +291,7 @@ impl Mover<'_> {
         traces.par_iter_mut().with_min_len(STRIDE).enumerate().for_each(|(at, trace)| {
             if let Err(why) = self.second_look(stage, at, trace) {
                 self.note(stage, &stage.batch.actions[at], why);
-                if why == Skip::Busy || why == Skip::Changed {
+                if why == Skip::Busy {
                     *trace = Traces::nothing();
                     reverted.store(true, std::sync::atomic::Ordering::Relaxed);
                 }
@@ -281,31 +307,34 @@ impl Mover<'_> {
             }
         }
     }
+}
 
-    /// Where a sealed inode can get no new names, its seal is off for the length of a batch.
-    fn loosen(&self, batch: &Batch) -> Result<()> {
-        if self.seal.leaves_names_free() {
-            return Ok(());
-        }
-        self.for_objects(batch, |file| self.around.fs.unseal(file, self.seal))
-    }
+/// Where a sealed inode can get no new names, its seal is off for the length of a batch.
+fn loosen(fs: &dyn Fs, store: &Store, actions: &[Action], seal: Seal) -> Result<()> {
+    change_seals(store, actions, seal, |file| fs.unseal(file, seal))
+}
 
-    fn fasten(&self, batch: &Batch) -> Result<()> {
-        if self.seal.leaves_names_free() {
-            return Ok(());
-        }
-        self.for_objects(batch, |file| self.around.fs.seal(file, self.seal))
-    }
+/// Puts back on what [`loosen`] took off.
+pub(crate) fn fasten(fs: &dyn Fs, store: &Store, actions: &[Action], seal: Seal) -> Result<()> {
+    change_seals(store, actions, seal, |file| fs.seal(file, seal))
+}
 
-    fn for_objects(&self, batch: &Batch, change: impl Fn(&File) -> kernel::Result<()>) -> Result<()> {
-        for action in &batch.actions {
-            for_overflows(self.store, action.object, |name, file| {
-                change(file).map_err(store::Error::at("change the seal of", self.store.object_path(name)))?;
-                Ok(())
-            })?;
-        }
-        Ok(())
+fn change_seals(
+    store: &Store,
+    actions: &[Action],
+    seal: Seal,
+    change: impl Fn(&File) -> kernel::Result<()>,
+) -> Result<()> {
+    if seal.leaves_names_free() {
+        return Ok(());
     }
+    for action in actions {
+        for_overflows(store, action.object, |name, file| {
+            change(file).map_err(store::Error::at("change the seal of", store.object_path(name)))?;
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 /// Calls `each` for every existing inode of an object's twin.

@@ -1,13 +1,16 @@
 //! Parked names: where a name waits in the store before it changes places with a guest's (law 3).
 
+use std::path::PathBuf;
+
 use kernel::{At, Dir, Errno, Fs};
 use store::Store;
 use store::journal::RunId;
 
 use crate::Result;
 
-/// Directories between which parked names are spread, so that threads do not queue for one.
-const LANES: u32 = 8;
+/// Directories between which parked names are spread: threads do not queue for one, and none grows so long
+/// that looking a name up means searching.
+const LANES: u32 = 128;
 
 /// Neighbouring numbers that share a lane.
 const BLOCK: u32 = 64;
@@ -18,33 +21,47 @@ const PATIENCE: u32 = 1000;
 
 /// The parked names of one run: `parked/<run>/<lane>/<batch>.<number>`.
 pub(crate) struct Parking {
+    dir: Dir,
+    path: PathBuf,
     lanes: Vec<Dir>,
 }
 
 impl Parking {
-    /// Opens the lanes of a run, made on demand.
+    /// Opens the directory of a run, made on demand.
     pub(crate) fn open(fs: &dyn Fs, store: &Store, run: RunId) -> Result<Self> {
         let dir = store.run_dir(fs, "parked", run)?;
         let path = store.path().join("parked").join(run.to_string());
-        let lane = |lane: u32| -> Result<Dir> {
-            let name = lane.to_string();
-            match fs.make_dir(At::new(&dir, name.as_bytes()), 0o700) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(store::Error::at("make a directory in", &path)(errno).into()),
-            }
-            Ok(dir.open_dir(name.as_bytes()).map_err(store::Error::at("open", &path))?)
-        };
-        Ok(Self { lanes: (0..LANES).map(lane).collect::<Result<_>>()? })
+        Ok(Self { dir, path, lanes: Vec::new() })
     }
 
-    /// The lane a number belongs to.
+    /// Makes the lanes for numbers below `names`.
+    pub(crate) fn prepare(&mut self, fs: &dyn Fs, names: u32) -> Result<()> {
+        for lane in self.lanes.len() as u32..names.div_ceil(BLOCK).min(LANES) {
+            let name = lane.to_string();
+            match fs.make_dir(At::new(&self.dir, name.as_bytes()), 0o700) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(store::Error::at("make a directory in", &self.path)(errno).into()),
+            }
+            let opened = self.dir.open_dir(name.as_bytes());
+            self.lanes.push(opened.map_err(store::Error::at("open", &self.path))?);
+        }
+        Ok(())
+    }
+
+    /// The lane of a number that was prepared for.
     pub(crate) fn lane(&self, number: u32) -> &Dir {
         &self.lanes[(number / BLOCK % LANES) as usize]
     }
 
-    /// All lanes.
-    pub(crate) fn lanes(&self) -> &[Dir] {
-        &self.lanes
+    /// All lanes that are there.
+    pub(crate) fn lanes(&self) -> Result<Vec<Dir>> {
+        let failed = || store::Error::at("read", &self.path);
+        let names = self.dir.reopen().and_then(|dir| dir.names()).map_err(failed())?;
+        Ok(names
+            .iter()
+            .map(|name| self.dir.open_dir(name))
+            .collect::<kernel::Result<_>>()
+            .map_err(failed())?)
     }
 
     /// A parked name's own name.
@@ -82,10 +99,15 @@ pub(crate) fn swap(fs: &dyn Fs, parked: At<'_>, place: At<'_>, ours: u64, expect
         Ok(_) => return Swap::Foreign,
         Err(errno) => return Swap::Refused(errno),
     }
-    if let Err(errno) = fs.exchange(parked, place) {
-        return Swap::Refused(errno);
-    }
     let look = || parked.dir.stat(parked.name).map(|stat| stat.ino);
+    if let Err(errno) = fs.exchange(parked, place) {
+        // An error does not prove that nothing was done: what is parked does.
+        match look() {
+            Ok(ino) if ino == ours => return Swap::Refused(errno),
+            Ok(_) => {}
+            Err(errno) => return Swap::Stuck(errno),
+        }
+    }
     let mut put_in = ours;
     let mut latest = match look() {
         Ok(ino) if ino == expected => return Swap::Done,

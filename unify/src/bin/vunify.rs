@@ -1,11 +1,12 @@
 //! `vunify`: share identical files between guests, and take it back.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser;
+use clap::{ArgGroup, Parser};
 use cli::{
     Bars, CommonArgs, Count, DryRun, Example, Exit, Guests, HumanBytes, Interrupt, Out, PathText, Problem,
     Program, Unit, looks_like_root, run_main,
@@ -13,13 +14,13 @@ use cli::{
 use kernel::{Real, Seal};
 use serde::Serialize;
 use store::journal::{Action, Batch, Journal, RunEnd, Verb};
-use store::{Access, IdentityPolicy, Located, Place, Store};
+use store::{Access, IdentityPolicy, Located, Place, STORE_NAME, Store};
 use unify::packages::Packages;
 use unify::policy::{DIRECTORY, Mtime, Policy};
 use unify::protection::{Wish, choose, describe};
 use unify::{
-    Error, Explanation, Guest, Judge, Observer, Report, Scope, Selection, Session, Skipped, State,
-    Surroundings, recover,
+    Error, Explanation, Guest, Judge, Observer, Report, Scope, Selection, Session, Shareable, Skipped, State,
+    Surroundings, guests_of_run, recover,
 };
 
 /// Share identical files between guests
@@ -37,6 +38,7 @@ use unify::{
 /// beside the first guest. A run that is interrupted or crashes loses nothing: the next one settles it.
 #[derive(Parser)]
 #[command(name = "vunify", version, arg_required_else_help = true)]
+#[command(group = ArgGroup::new("protection").multiple(true))]
 #[allow(clippy::struct_excessive_bools)] // flags of a command line are bools
 struct Args {
     /// Guests, by name or path
@@ -57,20 +59,30 @@ struct Args {
     #[arg(long = "path", value_name = "PATH", requires = "undo")]
     paths: Vec<PathBuf>,
     /// Say of each PATH whether it is shared, and why or why not
-    #[arg(long, value_name = "PATH", num_args = 1.., conflicts_with_all = ["undo", "packages"])]
+    #[arg(long, value_name = "PATH", num_args = 1.., conflicts_with_all = ["undo", "packages", "protection"])]
     explain: Vec<PathBuf>,
     /// Do not protect shared files: for guests that are trusted not to write into them in place
-    #[arg(long)]
+    #[arg(long, group = "protection", conflicts_with = "undo")]
     noflags: bool,
     /// Make shared files immutable: their names cannot be replaced either; package upgrades fail
-    #[arg(long)]
+    #[arg(long, group = "protection", conflicts_with = "undo")]
     immutable: bool,
     /// Insist on link-invert: content and metadata protected, names free
-    #[arg(long)]
+    #[arg(long, group = "protection", conflicts_with = "undo")]
     immutable_mayunlink: bool,
+    /// Let equal files that must stay private share disk blocks (btrfs and xfs)
+    ///
+    /// What cannot be hard-linked (config, setuid files, files whose owner, mode or times differ, files in
+    /// nested subvolumes) keeps its inode and metadata; the kernel compares the bytes, and a write to one
+    /// file never shows in another. So there is nothing to undo, and no policy applies to it.
+    #[arg(long, conflicts_with_all = ["undo", "explain"])]
+    reflink: bool,
     /// The store to use
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
+    /// Where policies are: DIR/unify.toml for all guests, DIR/NAME.unify.toml for one
+    #[arg(long, value_name = "DIR", default_value = DIRECTORY)]
+    policy: PathBuf,
     #[command(flatten)]
     dry: DryRun,
     #[command(flatten)]
@@ -131,11 +143,16 @@ fn run(args: Args, out: &Out) -> Result<Exit, Problem> {
     let located = match (&args.store, roots.first()) {
         (Some(path), _) => locate_given(path)?,
         (None, Some(first)) => Store::locate(first).map_err(Error::from)?,
+        // The run itself says which guests it was about; its store is that of the usual place.
+        (None, None) if args.run.is_some() => usual_store()?,
         (None, None) => return Err(Error::NoGuest.into()),
     };
     let bars = Progress(out.bars());
     let around = Surroundings { fs: &Real, observer: &bars, stop: interrupt.flag() };
-    let setting = Setting { args: &args, out, interrupt: &interrupt, roots, located };
+    let mut setting = Setting { args: &args, out, interrupt: &interrupt, roots, located };
+    if setting.roots.is_empty() {
+        setting.roots = setting.roots_of_run()?;
+    }
     let result = match () {
         () if !args.explain.is_empty() => setting.explain(&around),
         () if args.undo => setting.undo(&around),
@@ -161,10 +178,9 @@ fn roots(args: &Args) -> Result<Vec<PathBuf>, Problem> {
         roots.push(root);
     }
     let by_path = args.explain.iter().chain(&args.paths);
-    let implied = args.guests.is_empty() && (args.run.is_some() || by_path.clone().next().is_some());
-    if args.all || (implied && by_path.clone().next().is_none()) {
+    if args.all {
         roots = guests.all()?;
-    } else if implied {
+    } else if roots.is_empty() {
         for path in by_path {
             let root = root_of(&absolute(path)?)?;
             if !roots.contains(&root) {
@@ -194,6 +210,14 @@ fn absolute(path: &Path) -> Result<PathBuf, Problem> {
     }
 }
 
+fn usual_store() -> Result<Located, Problem> {
+    let guests = Guests::from_env();
+    match guests.all()?.first() {
+        Some(first) => Ok(Store::locate(first).map_err(Error::from)?),
+        None => Ok(Located::Missing(guests.base().join(STORE_NAME))),
+    }
+}
+
 fn locate_given(path: &Path) -> Result<Located, Problem> {
     let path = absolute(path)?;
     let exists = path.join("format.toml").exists();
@@ -207,10 +231,51 @@ impl Setting<'_> {
         Ok(Store::open(&Real, self.located.path(), access, wait)?)
     }
 
+    /// Where something is to be taken back there must be a store.
+    fn check_store(&self) -> Result<(), Problem> {
+        match &self.located {
+            Located::Existing(_) => Ok(()),
+            Located::Missing(path) => {
+                let place = path.parent().unwrap_or(path).to_path_buf();
+                Err(Error::from(store::Error::NoStore(place)).into())
+            }
+        }
+    }
+
+    /// The guests of the run that is to be undone, if none were named.
+    fn roots_of_run(&self) -> Result<Vec<PathBuf>, Problem> {
+        let Some(run) = self.args.run else { return Err(Error::NoGuest.into()) };
+        self.check_store()?;
+        let store = self.open_store(Access::Read)?;
+        let journal = Journal::open_read_only(&store).map_err(Error::from)?;
+        let unknown = Error::BadRun { run, why: "is not in the journal" };
+        let guests = guests_of_run(&journal.ok_or(unknown)?, run)?;
+        let roots = guests.iter().map(|guest| store.place().base().join(guest));
+        let (there, gone): (Vec<_>, Vec<_>) = roots.partition(|root| root.is_dir());
+        gone.iter().for_each(|root| self.out.warn(&Problem::new("a guest of the run is gone").at(root)));
+        Ok(there)
+    }
+
+    /// The host's policy, and what it says of a guest below its own directory.
+    fn policy_of(&self, root: &Path) -> Result<Policy, Error> {
+        let below = Guests::from_env().base().canonicalize().is_ok_and(|base| root.parent() == Some(&base));
+        let name = root.file_name().and_then(|name| name.to_str()).filter(|_| below);
+        Ok(Policy::load(&self.args.policy, name)?)
+    }
+
+    /// Whether times must be equal is decided when a store is made: its objects' ids depend on it.
+    fn identity(&self) -> Result<IdentityPolicy, Error> {
+        let policy = Policy::load(&self.args.policy, None)?;
+        Ok(match policy.options().mtime {
+            Mtime::Keep => IdentityPolicy::Full,
+            Mtime::Relax => IdentityPolicy::WithoutMtime,
+        })
+    }
+
     fn session<'a>(&self, around: &'a Surroundings<'a>, place: &'a Place) -> Result<Session<'a>, Error> {
         let judge = |guest: &Guest| {
             let root = guest.root.reopen().map_err(store::Error::at("open", &guest.path))?;
-            Ok(Judge::new(root, Arc::new(policy_of(&guest.path)?)))
+            Ok(Judge::new(root, Arc::new(self.policy_of(&guest.path)?)))
         };
         let mut session = Session::open(around, place, &self.roots, judge)?;
         if !self.args.packages.is_empty() {
@@ -223,6 +288,9 @@ impl Setting<'_> {
     fn restrict(&self, session: &mut Session<'_>) -> Result<(), Error> {
         let all: Vec<&Packages> = session.judges().iter().map(Judge::packages).collect();
         let (Some(reference), Some(path)) = (all.first(), self.roots.first()) else { return Ok(()) };
+        if all.len() == 1 && !self.args.undo {
+            return Err(Error::OnlyReference(path.clone()));
+        }
         if !reference.has_database() {
             return Err(Error::NoDatabase(path.clone()));
         }
@@ -262,13 +330,16 @@ impl Setting<'_> {
         if made {
             let sample = sample_in(&place)?;
             self.choose(wish, &sample, place.path())?;
-            Store::create(&Real, place.path(), identity()?).map_err(Error::from)?;
+            Store::create(&Real, place.path(), self.identity()?).map_err(Error::from)?;
         }
         let store = self.open_store(Access::Write)?;
         let seal = self.choose(wish, store.sample(), store.path())?;
         let mut journal = self.recovered(around, &store)?;
         let session = self.session(around, store.place())?;
-        let report = session.unify(&store, &mut journal, seal, &command_line())?;
+        let mut report = session.unify(&store, &mut journal, seal, &command_line())?;
+        if self.args.reflink && report.end != Some(RunEnd::Interrupted) {
+            self.session(around, store.place())?.reflink(&store, &mut report)?;
+        }
         Ok(self.report(&report, Some(seal)))
     }
 
@@ -282,24 +353,31 @@ impl Setting<'_> {
     }
 
     fn preview(&self, around: &Surroundings<'_>) -> Result<Exit, Problem> {
-        let show = |batch: &Batch| batch.actions.iter().for_each(|action| self.show(batch, action));
+        let mut planned = HashSet::new();
+        let show = |batch: &Batch| {
+            batch.actions.iter().for_each(|action| self.show(batch, action));
+            planned.extend(batch.actions.iter().map(|action| action.ino));
+        };
         let store = match self.located {
             Located::Existing(_) => Some(self.open_store(Access::Read)?),
             Located::Missing(_) => None,
         };
         let place = Place::new(self.located.path()).map_err(Error::from)?;
-        let identity = store.as_ref().map_or_else(identity, |store| Ok(store.format().identity))?;
+        let identity = store.as_ref().map_or_else(|| self.identity(), |store| Ok(store.format().identity))?;
         let session = self.session(around, &place)?;
-        let report = session.preview(store.as_ref(), identity, show)?;
+        let mut report = session.preview(store.as_ref(), identity, show)?;
+        if self.args.reflink {
+            let session = self.session(around, &place)?;
+            let show = |shareable: &Shareable| self.show_shareable(shareable);
+            session.preview_reflink(store.as_ref(), &planned, &mut report, show)?;
+        }
         Ok(self.report(&report, None))
     }
 
     fn undo(&self, around: &Surroundings<'_>) -> Result<Exit, Problem> {
         let paths = self.args.paths.iter().map(|path| absolute(path)).collect::<Result<_, _>>()?;
         let scope = Scope { run: self.args.run, paths };
-        if let Located::Missing(path) = &self.located {
-            return Err(Error::from(store::Error::NoStore(path.clone())).into());
-        }
+        self.check_store()?;
         if self.args.dry.dry_run {
             let store = self.open_store(Access::Read)?;
             let journal = Journal::open_read_only(&store).map_err(Error::from)?;
@@ -371,10 +449,23 @@ impl Setting<'_> {
             Verb::Link => "replace by the shared file",
             Verb::Detach => "replace by a private copy",
             Verb::Retire => "make private where it is",
+            Verb::Repair => "replace by a good object",
         };
         self.out.event("action", &shown, || {
             let paths: Vec<String> = shown.paths.iter().map(ToString::to_string).collect();
             format!("{what}: {}", paths.join(" "))
+        });
+    }
+
+    fn show_shareable(&self, shareable: &Shareable) {
+        let shown = ShownShareable {
+            source: PathText::new(&shareable.source),
+            bytes: shareable.bytes,
+            paths: shareable.paths.iter().map(PathText::new).collect(),
+        };
+        self.out.event("shareable", &shown, || {
+            let paths: Vec<String> = shown.paths.iter().map(ToString::to_string).collect();
+            format!("share blocks of {}: {}", shown.source, paths.join(" "))
         });
     }
 
@@ -387,6 +478,13 @@ impl Setting<'_> {
                 &Problem::new("an object was not what its name says and is in quarantine")
                     .at(&name.file_name())
                     .cure("run vstore scrub to see which guests have it"),
+            );
+        }
+        if report.reflinks.is_some_and(|reflinks| !reflinks.supported) {
+            self.out.warn(
+                &Problem::new("this file system cannot share blocks between files: --reflink did nothing")
+                    .at(self.located.path())
+                    .cure("keep guests on btrfs, or on xfs made with reflink=1"),
             );
         }
         let summary = Summary::new(self, report, seal);
@@ -410,22 +508,6 @@ impl Setting<'_> {
     }
 }
 
-/// The host's policy, and what it says of a guest below its own directory.
-fn policy_of(root: &Path) -> Result<Policy, Error> {
-    let below = root.parent() == Some(Guests::from_env().base());
-    let name = root.file_name().and_then(|name| name.to_str()).filter(|_| below);
-    Ok(Policy::load(Path::new(DIRECTORY), name)?)
-}
-
-/// Whether times must be equal is decided when a store is made: its objects' ids depend on it.
-fn identity() -> Result<IdentityPolicy, Error> {
-    let policy = Policy::load(Path::new(DIRECTORY), None)?;
-    Ok(match policy.options().mtime {
-        Mtime::Keep => IdentityPolicy::Full,
-        Mtime::Relax => IdentityPolicy::WithoutMtime,
-    })
-}
-
 /// A regular file on the file system of a store that is not there yet, for asking what can be enforced.
 fn sample_in(place: &Place) -> Result<kernel::File, Error> {
     kernel::sample_file(place.base()).map_err(|errno| store::Error::at("use", place.base())(errno).into())
@@ -440,6 +522,13 @@ fn command_line() -> String {
 struct Shown<'a> {
     verb: &'static str,
     object: String,
+    bytes: u64,
+    paths: Vec<PathText<'a>>,
+}
+
+#[derive(Serialize)]
+struct ShownShareable<'a> {
+    source: PathText<'a>,
     bytes: u64,
     paths: Vec<PathText<'a>>,
 }
@@ -494,6 +583,9 @@ struct Summary<'a> {
     bytes_freed: u64,
     bytes_taken: u64,
     objects: u64,
+    /// With `--reflink` only; in a dry run, what would be shared.
+    reflinked_files: Option<u64>,
+    reflinked_bytes: Option<u64>,
     skipped: std::collections::BTreeMap<&'static str, u64>,
     corrupt: Vec<String>,
 }
@@ -524,9 +616,21 @@ impl<'a> Summary<'a> {
             bytes_freed: report.done.freed,
             bytes_taken: report.done.taken,
             objects: report.objects,
+            reflinked_files: report.reflinks.map(|reflinks| reflinks.files),
+            reflinked_bytes: report.reflinks.map(|reflinks| reflinks.bytes),
             skipped: report.skipped.clone(),
             corrupt: report.corrupt.iter().map(ToString::to_string).collect(),
         }
+    }
+
+    /// How a run is taken back: with the store named where no guest's usual place leads to it.
+    fn way_back(&self, run: i64, args: &Args) -> String {
+        if args.undo {
+            return String::new();
+        }
+        let usual = usual_store().is_ok_and(|located| located.path() == self.store.as_path());
+        let store = if usual { String::new() } else { format!(" --store {}", self.store) };
+        format!(", vunify --undo --run {run}{store} takes it back")
     }
 
     fn text(&self, report: &Report, args: &Args) -> String {
@@ -561,7 +665,7 @@ impl<'a> Summary<'a> {
             lines.push(format!("read {} files, {}", Count(report.read.0), HumanBytes(report.read.1)));
             lines.push(if args.dry.dry_run {
                 format!(
-                    "would share {} more files and replace {} by them, giving back up to {}",
+                    "would share {} more files and replace {} by them, giving back about {}",
                     Count(planned.admits),
                     Count(planned.links),
                     HumanBytes(planned.bytes)
@@ -575,15 +679,21 @@ impl<'a> Summary<'a> {
                 )
             });
         }
+        if let Some(reflinks) = report.reflinks.filter(|reflinks| reflinks.supported) {
+            let (files, bytes) = (Count(reflinks.files), HumanBytes(reflinks.bytes));
+            lines.push(if args.dry.dry_run {
+                format!("would let {files} private files share the blocks of others, {bytes}")
+            } else {
+                format!("let {files} private files share the blocks of others, {bytes}")
+            });
+        }
         if !report.skipped.is_empty() {
             let kinds: Vec<String> =
                 report.skipped.iter().map(|(kind, count)| format!("{} {kind}", Count(*count))).collect();
             lines.push(format!("left alone: {} (--verbose names them)", kinds.join(", ")));
         }
         if let Some(run) = report.run {
-            lines.push(format!(
-                "run {run}: vstore log {run} shows it, vunify --undo --run {run} takes it back"
-            ));
+            lines.push(format!("run {run}: vstore log {run} shows it{}", self.way_back(run, args)));
         }
         lines.join("\n")
     }

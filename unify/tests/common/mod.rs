@@ -47,7 +47,13 @@ impl World {
 
     pub fn open(&self, fs: &dyn Fs) -> Result<(Store, Journal)> {
         Store::create(fs, &self.store_path(), self.identity)?;
-        let store = Store::open(fs, &self.store_path(), Access::Write, None)?;
+        // A child that another test is starting has our lock until it has become its program.
+        let tries = std::cell::Cell::new(0);
+        let wait = || tries.replace(tries.get() + 1) < 50;
+        let store = match Store::open(fs, &self.store_path(), Access::Write, Some(&wait)) {
+            Err(store::Error::Interrupted) => Store::open(fs, &self.store_path(), Access::Write, None),
+            other => other,
+        }?;
         let journal = Journal::open(&store)?;
         Ok((store, journal))
     }

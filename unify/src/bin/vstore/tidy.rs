@@ -1,0 +1,122 @@
+//! Commands that take away what is not needed and settle what was left.
+
+use std::ffi::OsString;
+
+use clap::Args;
+use cli::{Count, DryRun, Exit, HumanBytes, Problem};
+use kernel::{Fs, Real};
+use serde_json::json;
+use store::Store;
+use unify::maintain::{Emptied, empty, put_back};
+use unify::{Error, Recovered};
+
+use super::show::KeptShown;
+use super::{Setting, Where, access};
+
+#[derive(Args)]
+pub(crate) struct GcArgs {
+    #[command(flatten)]
+    place: Where,
+    /// Remove objects from quarantine too, if no guest links to them
+    #[arg(long)]
+    quarantine: bool,
+    #[command(flatten)]
+    dry: DryRun,
+}
+
+#[derive(Args)]
+pub(crate) struct RecoverArgs {
+    #[command(flatten)]
+    place: Where,
+}
+
+pub(crate) fn gc(setting: &Setting<'_>, args: &GcArgs) -> Result<Exit, Problem> {
+    let store = setting.open(args.place.place.as_ref(), access(args.dry))?;
+    let (seen, removed, freed) = if args.dry.dry_run {
+        preview(setting, &store)?
+    } else {
+        let (_, settled) = setting.recovered(&store)?;
+        show_recovered(setting, &settled);
+        put_back(&Real, &store)?;
+        let outcome = store::gc::collect(&Real, &store).map_err(Error::from)?;
+        (outcome.objects, outcome.removed, outcome.freed)
+    };
+    let fs: Option<&dyn Fs> = if args.dry.dry_run { None } else { Some(&Real) };
+    let emptied = if args.quarantine { empty(fs, &store)? } else { Emptied::default() };
+    for kept in &emptied.removed {
+        let name = cli::PathText::from_bytes(&kept.name);
+        setting.out.event("removed", &KeptShown::new(kept), || format!("quarantine: {name}"));
+    }
+    let value = json!({
+        "objects": seen,
+        "removed": removed,
+        "freed_bytes": freed,
+        "quarantine_removed": emptied.removed.len(),
+        "quarantine_freed_bytes": emptied.freed,
+        "quarantine_held": emptied.held,
+        "quarantine_unclear": emptied.unclear,
+        "dry_run": args.dry.dry_run,
+    });
+    setting.out.summary(&value, || {
+        let would = if args.dry.dry_run { "would be " } else { "" };
+        let text =
+            format!("{} of {} objects {would}removed: {}", Count(removed), Count(seen), HumanBytes(freed));
+        if !args.quarantine {
+            return text;
+        }
+        let (count, freed) = (Count(emptied.removed.len() as u64), HumanBytes(emptied.freed));
+        format!("{text}\n{count} {would}removed from quarantine: {freed}")
+    });
+    if emptied.unclear > 0 {
+        let text = format!("{} files of unclear origin stay in quarantine", Count(emptied.unclear));
+        let path = store.path().join("quarantine");
+        setting.out.warn(&Problem::new(text).at(&path).cure("look at them and remove them by hand"));
+    }
+    Ok(Exit::Done)
+}
+
+/// What a collection would take: how many it would see, how many remove, and how much that would free.
+fn preview(setting: &Setting<'_>, store: &Store) -> Result<(u64, u64, u64), Problem> {
+    let (seen, garbage) = store::gc::garbage(store).map_err(Error::from)?;
+    let mut freed = 0;
+    for name in &garbage {
+        let stat = store.stat_object(*name).map_err(Error::from)?;
+        let bytes = stat.map_or(0, |stat| stat.allocated());
+        freed += bytes;
+        let value = json!({ "object": name.to_string(), "bytes": bytes });
+        setting.out.detail("garbage", &value, || format!("{name}: {}", HumanBytes(bytes)));
+    }
+    Ok((seen, garbage.len() as u64, freed))
+}
+
+pub(crate) fn recover(setting: &Setting<'_>, args: &RecoverArgs) -> Result<Exit, Problem> {
+    let place: Option<&OsString> = args.place.place.as_ref();
+    let store = setting.open(place, access(DryRun::default()))?;
+    let (_, settled) = setting.recovered(&store)?;
+    show_recovered(setting, &settled);
+    let value = json!({
+        "run": settled.run,
+        "completed": settled.completed,
+        "taken_back": settled.taken_back,
+        "kept": settled.kept.len(),
+    });
+    setting.out.summary(&value, || match settled.run {
+        Some(run) => format!("run {run} is settled"),
+        None => "nothing to recover".to_owned(),
+    });
+    Ok(Exit::Done)
+}
+
+/// Says what a crash had left, if it had left something.
+pub(crate) fn show_recovered(setting: &Setting<'_>, settled: &Recovered) {
+    let Some(run) = settled.run else { return };
+    let (completed, taken_back) = (settled.completed, settled.taken_back);
+    let value = json!({ "run": run, "completed": completed, "taken_back": taken_back });
+    setting.out.event("recovered", &value, || {
+        format!(
+            "run {run} had been cut off: {} actions completed, {} taken back",
+            Count(completed),
+            Count(taken_back)
+        )
+    });
+}

@@ -1,0 +1,194 @@
+//! What was taken out of use: corrupt objects, and files that recovery could not place.
+
+use kernel::{At, Dir, Errno, File, Fs, Seal, Stat};
+use store::{ObjectName, Store};
+
+use crate::Result;
+use crate::notes::Surroundings;
+
+/// What kind of thing lies in quarantine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KeptKind {
+    /// An object whose bytes or metadata were not what its name says.
+    Corrupt(ObjectName),
+    /// An object whose collection was cut off.
+    Collected(ObjectName),
+    /// A file whose origin recovery could not tell: it may be the only copy of a guest's data.
+    Unclear,
+}
+
+impl KeptKind {
+    /// The stable word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Corrupt(_) => "corrupt",
+            Self::Collected(_) => "collected",
+            Self::Unclear => "unclear",
+        }
+    }
+
+    fn of(name: &[u8]) -> Self {
+        let corrupt = || {
+            let rest = name.strip_prefix(b"corrupt.")?;
+            let dot = rest.iter().position(|&byte| byte == b'.')?;
+            ObjectName::parse(&rest[dot + 1..])
+        };
+        match (corrupt(), ObjectName::parse(name)) {
+            (Some(object), _) => Self::Corrupt(object),
+            (None, Some(object)) => Self::Collected(object),
+            (None, None) => Self::Unclear,
+        }
+    }
+}
+
+/// A file in quarantine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Its name there.
+    pub name: Vec<u8>,
+    /// What it is.
+    pub kind: KeptKind,
+    /// Its metadata; one link is quarantine's own.
+    pub stat: Stat,
+}
+
+impl Kept {
+    /// Names that it has in guests.
+    pub fn held(&self) -> u32 {
+        self.stat.nlink.saturating_sub(1)
+    }
+}
+
+/// Everything in quarantine.
+pub fn kept(store: &Store) -> Result<Vec<Kept>> {
+    let path = store.path().join("quarantine");
+    let fresh = store.quarantine().reopen().map_err(store::Error::at("open", &path))?;
+    let names = fresh.names().map_err(store::Error::at("read", &path))?;
+    let look = |name: Vec<u8>| {
+        let stat = fresh.stat(&name).ok()?;
+        Some(Kept { kind: KeptKind::of(&name), name, stat })
+    };
+    Ok(names.into_iter().filter_map(look).collect())
+}
+
+/// What emptying quarantine did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Emptied {
+    /// What was removed, or would be.
+    pub removed: Vec<Kept>,
+    /// Space given back, in allocated bytes.
+    pub freed: u64,
+    /// Objects that stay because guests have names of them.
+    pub held: u64,
+    /// Files of unclear origin, which are never removed.
+    pub unclear: u64,
+}
+
+/// Removes objects from quarantine that no guest links to. Files of unclear origin stay: only a person can
+/// tell whether they are needed. `fs` is none for a dry run.
+pub fn empty(fs: Option<&dyn Fs>, store: &Store) -> Result<Emptied> {
+    let mut emptied = Emptied::default();
+    for kept in kept(store)? {
+        match kept.kind {
+            KeptKind::Unclear => emptied.unclear += 1,
+            _ if kept.held() > 0 => emptied.held += 1,
+            _ => {
+                if let Some(fs) = fs {
+                    remove(fs, store, &kept.name)?;
+                }
+                emptied.freed += kept.stat.allocated();
+                emptied.removed.push(kept);
+            }
+        }
+    }
+    Ok(emptied)
+}
+
+fn remove(fs: &dyn Fs, store: &Store, name: &[u8]) -> Result<()> {
+    let failed = || store::Error::at("remove", path_of(store, name));
+    let file = store.quarantine().open_file(name).map_err(failed())?;
+    loosen(fs, &file).map_err(failed())?;
+    Ok(fs.unlink(At::new(store.quarantine(), name)).map_err(failed())?)
+}
+
+/// Brings back objects that a collection had moved aside when it was cut off. Returns how many.
+pub fn put_back(fs: &dyn Fs, store: &Store) -> Result<u64> {
+    let mut back = 0;
+    for kept in kept(store)? {
+        if let KeptKind::Collected(name) = kept.kind {
+            back += u64::from(restore(fs, store, &kept.name, name)?);
+        }
+    }
+    Ok(back)
+}
+
+/// Gives what lies in quarantine the name of an object again. `Ok(false)`: that name is taken.
+pub(super) fn restore(fs: &dyn Fs, store: &Store, aside: &[u8], name: ObjectName) -> Result<bool> {
+    let path = name.path();
+    let from = At::new(store.quarantine(), aside);
+    match fs.rename_new(from, At::new(store.objects(), path.as_bytes())) {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST) => Ok(false),
+        Err(errno) => Err(store::Error::at("bring back", path_of(store, aside))(errno).into()),
+    }
+}
+
+/// Takes a corrupt object out of use; returns its name in quarantine. Guests that have it keep it, and its
+/// seal stays on, so that none changes it for the others.
+pub(super) fn put_aside(around: &Surroundings<'_>, store: &Store, name: ObjectName) -> Result<Vec<u8>> {
+    let path = name.path();
+    let failed = || store::Error::at("quarantine", store.object_path(name));
+    // Only a regular file can carry a seal; one that cannot even be opened is moved as it is.
+    let locked = match store.objects().open_file(path.as_bytes()) {
+        Ok(file) if loosen(around.fs, &file).map_err(failed())? => Some(file),
+        _ => None,
+    };
+    let aside = rename_aside(around.fs, At::new(store.objects(), path.as_bytes()), store.quarantine(), name);
+    if let Some(file) = locked {
+        around.fs.seal(&file, Seal::Immutable).map_err(failed())?;
+    }
+    Ok(aside.map_err(failed())?)
+}
+
+fn rename_aside(fs: &dyn Fs, from: At<'_>, quarantine: &Dir, name: ObjectName) -> kernel::Result<Vec<u8>> {
+    for copy in 0..u32::MAX {
+        let aside = format!("corrupt.{copy}.{name}").into_bytes();
+        match fs.rename_new(from, At::new(quarantine, &aside)) {
+            Ok(()) => return Ok(aside),
+            Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Err(Errno::EXIST)
+}
+
+/// Takes off the one seal that holds names too; whether it was on.
+pub(super) fn loosen(fs: &dyn Fs, file: &File) -> kernel::Result<bool> {
+    let plain = Seal::Immutable.is_on(file).unwrap_or(false) && !Seal::Patch.is_on(file).unwrap_or(false);
+    if plain {
+        fs.unseal(file, Seal::Immutable)?;
+    }
+    Ok(plain)
+}
+
+pub(super) fn path_of(store: &Store, name: &[u8]) -> std::path::PathBuf {
+    store.path().join("quarantine").join(crate::walk::to_path(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use store::ObjectId;
+
+    #[test]
+    fn names_tell_what_is_kept() {
+        let object = ObjectName { id: ObjectId([0xab; 32]), twin: 1, overflow: 2 };
+        let kind = |name: String| KeptKind::of(name.as_bytes());
+        assert_eq!(kind(format!("corrupt.0.{object}")), KeptKind::Corrupt(object));
+        assert_eq!(kind(format!("corrupt.17.{object}")), KeptKind::Corrupt(object));
+        assert_eq!(kind(object.to_string()), KeptKind::Collected(object));
+        for unclear in ["unclear.0.3", "corrupt.", "corrupt.0", "corrupt.0.x", ""] {
+            assert_eq!(kind(unclear.into()), KeptKind::Unclear, "{unclear}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Batches: what becomes durable together.
+
+use std::collections::HashMap;
+
+use kernel::Time;
+use store::journal::{Action, Batch, DirRef};
+
+use crate::guest::Guest;
+
+/// Names in a batch, at most, apart from those of one action. Parked inodes take space, and leased ones a
+/// descriptor, until their batch is durable.
+const BATCH_NAMES: u64 = 16 * 1024;
+
+/// Directories in a batch, at most; each is held open meanwhile.
+const BATCH_DIRS: u64 = 2048;
+
+/// Collects actions into a batch.
+pub(crate) struct Builder {
+    pub(crate) batch: Batch,
+    dirs: HashMap<(u32, u32), u32>,
+    names: usize,
+    max_names: usize,
+    max_dirs: usize,
+}
+
+impl Builder {
+    pub(crate) fn new(guests: &[Guest]) -> Self {
+        let guests = guests.iter().map(|guest| guest.key.clone()).collect();
+        let files = kernel::open_file_limit();
+        Self {
+            batch: Batch { guests, ..Batch::default() },
+            dirs: HashMap::new(),
+            names: 0,
+            max_names: BATCH_NAMES.min(files / 2) as usize,
+            max_dirs: BATCH_DIRS.min(files / 8) as usize,
+        }
+    }
+
+    /// Whether an action with so many names still fits. An empty batch takes any.
+    pub(crate) fn takes(&self, names: u32) -> bool {
+        let names = names as usize;
+        self.names == 0 || (self.names + names <= self.max_names && self.dirs.len() + names <= self.max_dirs)
+    }
+
+    pub(crate) fn push(&mut self, action: Action) {
+        self.names += action.names.len();
+        self.batch.actions.push(action);
+    }
+
+    /// The number of a directory in the batch; `row` tells directories of one guest apart. Its modification
+    /// time is filled in when the batch is about to be carried out.
+    pub(crate) fn dir(&mut self, guest: u32, row: u32, path: impl FnOnce() -> Vec<u8>) -> u32 {
+        let next = self.batch.dirs.len() as u32;
+        *self.dirs.entry((guest, row)).or_insert_with(|| {
+            self.batch.dirs.push(DirRef { guest, path: path(), mtime: Time::default() });
+            next
+        })
+    }
+}

@@ -1,0 +1,276 @@
+//! Grouping: what might be one by class, then what is one by identity.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, PoisonError};
+
+use kernel::{EntryBuffer, Errno, Kind, Time};
+use rayon::prelude::*;
+use store::index::Census;
+use store::{IdentityPolicy, ObjectId, ObjectName, Store};
+
+use super::Plan;
+use super::assign::{Assigned, Group};
+use super::items::{Inode, Items};
+use crate::Result;
+use crate::guest::Guest;
+use crate::hash::identify;
+use crate::notes::{Count, Notes, Skip, Surroundings};
+use crate::objects::Objects;
+use crate::walk::{TICK_NANOS, is_within_reach, join};
+
+/// Files that are read before they are grouped and forgotten: bounds the memory for identities.
+const CHUNK: usize = 1 << 16;
+
+/// The inodes of an object's twin, by overflow.
+type Twin = Vec<(ObjectName, u64)>;
+
+/// What reading has led to so far.
+#[derive(Default)]
+struct Found {
+    assigned: Assigned,
+    /// Groups with objects from earlier runs: their guests are looked through first.
+    waiting: Vec<Group>,
+    corrupt: Vec<ObjectName>,
+}
+
+/// What planning needs to know.
+pub(crate) struct Planner<'a> {
+    pub(crate) around: &'a Surroundings<'a>,
+    /// None where there is no store yet.
+    pub(crate) store: Option<&'a Store>,
+    pub(crate) identity: IdentityPolicy,
+    pub(crate) guests: &'a [Guest],
+    pub(crate) objects: &'a Objects,
+    pub(crate) notes: &'a Notes,
+    /// Whether the order on the device is the order to read in.
+    pub(crate) rotational: bool,
+    pub(crate) bytes_read: Count,
+    pub(crate) files_read: Count,
+}
+
+impl<'a> Planner<'a> {
+    /// Reads what has to be read and decides what becomes one. Identities that were computed are kept in
+    /// the censuses.
+    pub(crate) fn plan(&self, censuses: &'a mut [Census]) -> Result<Plan<'a>> {
+        let items = Items::collect(censuses);
+        let mut total = 0;
+        self.for_each_chunk(censuses, &items, |censuses, chunk| {
+            total += chunk.iter().map(|inode| items.row(censuses, *inode).size).sum::<u64>();
+            Ok(())
+        })?;
+        self.around.observer.phase("reading", total);
+        wait_for_tick(censuses);
+        let mut found = Found::default();
+        self.for_each_chunk(censuses, &items, |censuses, chunk| {
+            self.group(censuses, &items, chunk, &mut found)
+        })?;
+        let Found { mut assigned, waiting, corrupt } = found;
+        let occupied = self.occupied(&waiting, &items);
+        let guests: Vec<u32> = (0..self.guests.len() as u32).collect();
+        for group in waiting {
+            assigned.assign(&items, &group, &guests, &occupied);
+        }
+        let censuses: &'a [Census] = censuses;
+        assigned.order(&items, censuses);
+        let (bytes_read, files_read) = (self.bytes_read.get(), self.files_read.get());
+        Ok(Plan { guests: self.guests, censuses, items, assigned, corrupt, bytes_read, files_read })
+    }
+
+    /// Calls `each` with inodes worth reading, in chunks that end where a class ends.
+    fn for_each_chunk(
+        &self,
+        censuses: &mut [Census],
+        items: &Items,
+        mut each: impl FnMut(&mut [Census], &[Inode]) -> Result<()>,
+    ) -> Result<()> {
+        let (mut chunk, mut at) = (Vec::new(), 0);
+        while let Some((inodes, next)) = items.class(censuses, at) {
+            at = next;
+            let class = items.row(censuses, inodes[0]).class;
+            let has_company = inodes.len() > 1
+                || self.objects.has_class(class)
+                || inodes.iter().any(|inode| items.spans_guests(*inode));
+            if !has_company {
+                continue;
+            }
+            if chunk.len() + inodes.len() > CHUNK {
+                each(censuses, &chunk)?;
+                chunk.clear();
+            }
+            chunk.extend(inodes);
+        }
+        each(censuses, &chunk)
+    }
+
+    /// Reads the inodes of a chunk as far as needed and groups those that have company.
+    fn group(
+        &self,
+        censuses: &mut [Census],
+        items: &Items,
+        chunk: &[Inode],
+        found: &mut Found,
+    ) -> Result<()> {
+        // Identities that are not known are computed; what was known only groups.
+        let unknown: Vec<Inode> =
+            chunk.iter().copied().filter(|inode| items.known_id(censuses, *inode).is_none()).collect();
+        let mut proven: HashMap<u32, ObjectId> = self.prove_all(censuses, items, &unknown);
+        let id_of =
+            |inode: &Inode| proven.get(&inode.first).copied().or_else(|| items.known_id(censuses, *inode));
+        let mut sorted: Vec<(ObjectId, Inode)> =
+            chunk.iter().filter_map(|inode| Some((id_of(inode)?, *inode))).collect();
+        sorted.par_sort_unstable_by_key(|(id, inode)| (*id, inode.first));
+        let runs: Vec<&[(ObjectId, Inode)]> = sorted.chunk_by(|a, b| a.0 == b.0).collect();
+        let existing = self.existing(censuses, items, &runs)?;
+        let has_company = |run: &[(ObjectId, Inode)], existing: &[Twin]| {
+            run.len() > 1 || !existing.is_empty() || run.iter().any(|(_, inode)| items.spans_guests(*inode))
+        };
+        // Those that seem to have company and were not read in this run are read now.
+        let unproven: Vec<Inode> = runs
+            .iter()
+            .zip(&existing)
+            .filter(|(run, existing)| has_company(run, existing))
+            .flat_map(|(run, _)| run.iter().map(|(_, inode)| *inode))
+            .filter(|inode| !proven.contains_key(&inode.first))
+            .collect();
+        proven.extend(self.prove_all(censuses, items, &unproven));
+        for (run, existing) in runs.iter().zip(existing) {
+            let id = run[0].0;
+            let members: Vec<Inode> = run
+                .iter()
+                .map(|(_, inode)| *inode)
+                .filter(|inode| proven.get(&inode.first) == Some(&id))
+                .collect();
+            if members.is_empty() {
+                continue;
+            }
+            if has_company(run, &existing) {
+                let existing = self.trusted(existing, &mut found.corrupt)?;
+                let group = Group { id, members, existing };
+                if group.existing.is_empty() {
+                    found.assigned.assign(items, &group, &[], &BTreeSet::new());
+                } else {
+                    found.waiting.push(group);
+                }
+            } else {
+                // Alone so far: the next run need not read it again to know.
+                items.remember(censuses, members[0], id);
+            }
+        }
+        Ok(())
+    }
+
+    /// The objects of each group's identity that exist, by twin. Runs that were cut off, undo and garbage
+    /// collection leave gaps.
+    fn existing(
+        &self,
+        censuses: &[Census],
+        items: &Items,
+        runs: &[&[(ObjectId, Inode)]],
+    ) -> Result<Vec<Vec<Twin>>> {
+        runs.par_iter()
+            .map(|run| {
+                let class = items.row(censuses, run[0].1).class;
+                let Some(store) = self.store.filter(|_| self.objects.has_class(class)) else {
+                    return Ok(Vec::new());
+                };
+                let mut found: Vec<Twin> = Vec::new();
+                for name in self.objects.names(run[0].0) {
+                    let Some(stat) = store.stat_object(name)? else { continue };
+                    let twin = usize::from(name.twin);
+                    found.resize(found.len().max(twin + 1), Twin::new());
+                    found[twin].push((name, stat.ino));
+                }
+                Ok(found)
+            })
+            .collect()
+    }
+
+    /// Reads each object that is about to get new links (law 6). A corrupt one is as good as absent.
+    fn trusted(&self, existing: Vec<Twin>, corrupt: &mut Vec<ObjectName>) -> Result<Vec<Vec<u64>>> {
+        let mut twins = Vec::new();
+        for twin in existing {
+            let mut inos = Vec::new();
+            for (name, ino) in twin {
+                let Some(store) = self.store else { continue };
+                if !is_intact(self.around, store, name)? {
+                    corrupt.push(name);
+                    continue;
+                }
+                inos.push(ino);
+            }
+            twins.push(inos);
+        }
+        Ok(twins)
+    }
+
+    /// Which guests have a name of which existing object already: they need the next twin. Only guests
+    /// that are about to get links to existing objects are looked at.
+    fn occupied(&self, groups: &[Group], items: &Items) -> BTreeSet<(u32, u64)> {
+        let mut wanted: Vec<BTreeSet<u64>> = vec![BTreeSet::new(); self.guests.len()];
+        for group in groups.iter().filter(|group| !group.existing.is_empty()) {
+            for item in group.members.iter().flat_map(|inode| items.names(*inode)) {
+                wanted[item.guest as usize].extend(group.existing.iter().flatten());
+            }
+        }
+        let found = Mutex::new(BTreeSet::new());
+        for (number, wanted) in wanted.iter().enumerate().filter(|(_, wanted)| !wanted.is_empty()) {
+            rayon::scope(|scope| {
+                scope.spawn(|scope| {
+                    find_inodes(scope, &self.guests[number], number as u32, wanted, &found, Vec::new());
+                });
+            });
+        }
+        found.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether an object still is what its name says; `false` too if it cannot be read.
+pub(crate) fn is_intact(around: &Surroundings<'_>, store: &Store, name: ObjectName) -> Result<bool> {
+    let identity = store.format().identity;
+    let check = || -> std::result::Result<ObjectId, Skip> {
+        let file = store.objects().open_file(name.path().as_bytes()).map_err(Skip::from_errno)?;
+        let stat = file.stat().map_err(Skip::from_errno)?;
+        identify(around, &file, &stat, identity)
+    };
+    match check() {
+        Ok(id) => Ok(id == name.id),
+        Err(_) if around.stopping() => Err(crate::Error::Interrupted),
+        Err(_) => Ok(false),
+    }
+}
+
+/// Reads directories only, without looking at a single inode.
+fn find_inodes<'s>(
+    scope: &rayon::Scope<'s>,
+    guest: &'s Guest,
+    number: u32,
+    wanted: &'s BTreeSet<u64>,
+    found: &'s Mutex<BTreeSet<(u32, u64)>>,
+    path: Vec<u8>,
+) {
+    // What cannot be read cannot be linked into either: nothing is lost by passing it over.
+    let dir = if is_within_reach(&path) { guest.root.open_dir(&path).ok() } else { None };
+    let Some(dir) = dir else { return };
+    let entries = dir.for_each(&mut EntryBuffer::default(), |entry| -> std::result::Result<(), Errno> {
+        if entry.kind == Kind::Directory {
+            let path = join(&path, entry.name);
+            scope.spawn(move |scope| find_inodes(scope, guest, number, wanted, found, path));
+        } else if wanted.contains(&entry.ino) {
+            found.lock().unwrap_or_else(PoisonError::into_inner).insert((number, entry.ino));
+        }
+        Ok(())
+    });
+    entries.ok();
+}
+
+/// A change time of this very tick proves nothing yet: the clock must move on before files that were
+/// written just now can be read for good.
+fn wait_for_tick(censuses: &[Census]) {
+    let now = Time::now().to_nanos();
+    let files = censuses.iter().flat_map(|census| &census.files).filter(|file| file.state == 0);
+    // The kernel may stamp finer than the clock that we read ticks: such a stamp is ahead of it.
+    let fresh = files.filter(|file| (now - TICK_NANOS..now + TICK_NANOS).contains(&file.ctime)).count();
+    if fresh > 0 {
+        std::thread::sleep(std::time::Duration::from_nanos(2 * TICK_NANOS as u64));
+    }
+}
