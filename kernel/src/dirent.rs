@@ -42,7 +42,12 @@ impl Dir {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
             if !matches!(name, b"." | b"..") {
-                each(Entry { name, ino: entry.ino(), kind: entry.file_type().into() })?;
+                let kind = match entry.file_type().into() {
+                    // Some file systems do not say; the inode does.
+                    Kind::Unknown => self.stat(name).map_or(Kind::Unknown, |stat| stat.kind),
+                    kind => kind,
+                };
+                each(Entry { name, ino: entry.ino(), kind })?;
             }
         }
         Ok(())

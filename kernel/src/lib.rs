@@ -11,6 +11,7 @@
 //!
 //! Calls return the kernel's own [`Errno`]; callers add what they were doing and where.
 
+mod confine;
 mod dirent;
 mod extent;
 mod flags;
@@ -24,6 +25,7 @@ mod sys;
 mod view;
 mod xattr;
 
+pub use confine::confine;
 pub use dirent::{Entry, EntryBuffer};
 pub use extent::{Extent, Layout, first_extent, is_rotational, layout};
 pub use fs::{At, Fs, Metadata, Real, sample_file};

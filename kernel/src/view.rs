@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use crate::{Dir, Errno, Result};
+use crate::{Dir, Errno, Result, sys};
 
 /// A tree as its file system has it: what is mounted below does not show, so that it is neither crossed nor
 /// mistaken for files.
@@ -27,11 +27,14 @@ impl View {
     pub fn open(path: &Path) -> Result<Self> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         match open_tree(rustix::fs::CWD, path, flags) {
-            // The clone is O_PATH; reading needs a real descriptor.
-            Ok(clone) => Ok(Self {
-                root: Dir::from(clone.try_clone().map_err(|_| Errno::MFILE)?).reopen()?,
-                _mount: Some(clone),
-            }),
+            Ok(clone) => {
+                // A guest's device node, put where a file is expected, must not be opened by us. Before
+                // Linux 5.12 it can be.
+                sys::defuse_mount(&clone).ok();
+                // The clone is O_PATH; reading needs a real descriptor.
+                let root = Dir::from(clone.try_clone().map_err(|_| Errno::MFILE)?).reopen()?;
+                Ok(Self { root, _mount: Some(clone) })
+            }
             // Not permitted, hidden mounts that must stay (EINVAL), or a kernel before 5.2.
             Err(Errno::PERM | Errno::INVAL | Errno::NOSYS) => {
                 Ok(Self { root: Dir::open_host(path)?, _mount: None })

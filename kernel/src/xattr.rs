@@ -7,6 +7,9 @@ use crate::{Errno, File, Result};
 /// Names and values in the order of their names. Nearly always empty.
 pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
+/// A hostile guest can give one file hundreds of megabytes of attributes (xfs): more than this is `E2BIG`.
+const MAX_TOTAL: usize = 1 << 20;
+
 impl File {
     /// Every extended attribute the caller may see; root sees all. Empty where the file system has none.
     pub fn xattrs(&self) -> Result<Xattrs> {
@@ -14,10 +17,16 @@ impl File {
             Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
             other => other?,
         };
-        let mut found = Vec::new();
+        let (mut found, mut total) = (Vec::new(), 0);
         for name in names.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
             match self.xattr(name) {
-                Ok(value) => found.push((name.to_vec(), value)),
+                Ok(value) => {
+                    total += name.len() + value.len();
+                    if total > MAX_TOTAL {
+                        return Err(Errno::TOOBIG);
+                    }
+                    found.push((name.to_vec(), value));
+                }
                 Err(Errno::NODATA) => {} // removed meanwhile: as if it had never been
                 Err(other) => return Err(other),
             }

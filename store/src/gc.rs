@@ -69,6 +69,12 @@ fn remove(fs: &dyn Fs, store: &Store, name: ObjectName) -> Result<Option<u64>> {
         }
         return Ok(None);
     }
+    // Whoever has it open may link it in this very moment: it is then no object, and not sealed either.
+    for seal in [Seal::Patch, Seal::Bpf, Seal::Immutable] {
+        if seal.is_on(&file).unwrap_or(false) {
+            fs.unseal(&file, seal).map_err(failed("unseal"))?;
+        }
+    }
     fs.unlink(aside).map_err(failed("remove"))?;
     Ok(Some(stat.allocated()))
 }

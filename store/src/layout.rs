@@ -59,6 +59,11 @@ impl Place {
         &self.base
     }
 
+    /// That directory, through the view that all guests are opened by.
+    pub fn root(&self) -> &Dir {
+        self.view.root()
+    }
+
     /// Device number of the file system (of the subvolume, on btrfs).
     pub fn dev(&self) -> u64 {
         self.dev

@@ -10,9 +10,10 @@ use store::journal::{Action, Batch, Journal, Run, RunEnd, Settled, Verb};
 use store::{ObjectName, Store};
 
 use crate::Result;
-use crate::apply::{Parking, Swap, fasten, for_overflows, lift_seals, restore_time, swap};
+use crate::apply::{Parking, Swap, fasten, for_overflows, keep_aside, lift_seals, restore_time, swap};
 use crate::hash::identify;
 use crate::notes::{Skip, Surroundings};
+use crate::walk::to_path;
 
 /// What recovery found and did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -141,16 +142,20 @@ impl Recovery<'_> {
 
     fn settle_action(&mut self, parking: &Parking, action: &Action, places: &[Place]) -> Result<Settled> {
         match action.verb {
-            Verb::Admit => self.settle_admit(action),
+            Verb::Admit => self.settle_admit(action, places),
             Verb::Link | Verb::Detach | Verb::Repair => self.settle_exchange(parking, action, places),
             Verb::Retire => self.settle_retire(action, places),
         }
     }
 
     /// The object is there and is what its name says: sealed, it stays. Else it was not admitted.
-    fn settle_admit(&mut self, action: &Action) -> Result<Settled> {
+    fn settle_admit(&mut self, action: &Action, places: &[Place]) -> Result<Settled> {
         let found = self.overflow_of(action.object, action.ino)?;
-        let Some(name) = found else { return Ok(Settled::NotDone) };
+        let Some(name) = found else {
+            // Sealed before it was published.
+            self.lift_at(action, places)?;
+            return Ok(Settled::NotDone);
+        };
         Ok(if self.make_whole(action, name)? {
             Settled::Done { overflow: name.overflow }
         } else {
@@ -228,16 +233,20 @@ impl Recovery<'_> {
         });
         match exchanged {
             Some(done) if all => Ok(done),
-            None if action.verb == Verb::Link => self.settle_unexchanged(action),
+            None if action.verb == Verb::Link => self.settle_unexchanged(action, places),
             _ => Ok(Settled::NotDone),
         }
     }
 
     /// A `Link` that may have become an `Admit`.
-    fn settle_unexchanged(&mut self, action: &Action) -> Result<Settled> {
+    fn settle_unexchanged(&mut self, action: &Action, places: &[Place]) -> Result<Settled> {
         match self.overflow_of(action.object, action.ino)? {
             Some(name) if self.make_whole(action, name)? => Ok(Settled::Admitted { overflow: name.overflow }),
-            _ => Ok(Settled::NotDone),
+            Some(_) => Ok(Settled::NotDone),
+            None => {
+                self.lift_at(action, places)?;
+                Ok(Settled::NotDone)
+            }
         }
     }
 
@@ -380,7 +389,7 @@ impl Recovery<'_> {
         let Some(dir) = &place.dir else { return Ok(false) };
         match swap(self.around.fs, parked, At::new(dir, &place.name), ours, there) {
             Swap::Done => Ok(true),
-            Swap::Foreign | Swap::Refused(_) => Ok(false),
+            Swap::Foreign | Swap::Stranded | Swap::Refused(_) => Ok(false),
             Swap::Stuck(errno) => {
                 Err(store::Error::at("put a name back in", self.store.path())(errno).into())
             }
@@ -389,12 +398,10 @@ impl Recovery<'_> {
 
     /// In doubt nothing is removed.
     fn keep(&mut self, parked: At<'_>) -> Result<()> {
-        let name = format!("unclear.{}", String::from_utf8_lossy(parked.name));
-        let place = self.store.path().join("quarantine").join(&name);
-        match self.around.fs.rename_new(parked, At::new(self.store.quarantine(), name.as_bytes())) {
-            Ok(()) => self.outcome.kept.push(place),
-            Err(errno) => return Err(store::Error::at("keep", place)(errno).into()),
-        }
+        let quarantine = self.store.path().join("quarantine");
+        let kept = keep_aside(self.around.fs, self.store, parked);
+        let name = kept.map_err(store::Error::at("keep a file in", &quarantine))?;
+        self.outcome.kept.push(quarantine.join(to_path(&name)));
         Ok(())
     }
 

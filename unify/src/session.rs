@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use kernel::{At, Errno, Seal, Time};
+use kernel::{Seal, Time};
 use rayon::prelude::*;
 use store::index::{Census, Index, ObjectRow};
 use store::journal::{Batch, Journal, RunEnd, RunId, RunKind};
@@ -12,6 +12,7 @@ use store::{IdentityPolicy, ObjectName, Place, Store};
 use crate::apply::{Done, Executor};
 use crate::guest::Guest;
 use crate::judge::Judge;
+use crate::maintain::put_aside;
 use crate::notes::{Count, Notes, Skipped, Surroundings};
 use crate::objects::Objects;
 use crate::plan::{Plan, Planner, Size, is_intact};
@@ -127,13 +128,13 @@ impl<'a> Session<'a> {
         let mut index = Index::open(store).ok();
         let mut survey = self.survey(Some(store), identity, index.as_ref(), Some(seal))?;
         for name in &survey.corrupt {
-            quarantine(self.around, store, *name)?;
+            put_aside(self.around, store, *name)?;
         }
         let corrupt = std::mem::take(&mut survey.corrupt);
         let began = survey.began;
         let plan = self.plan(Some(store), identity, &survey.objects, &mut survey.censuses)?;
         for name in &plan.corrupt {
-            quarantine(self.around, store, *name)?;
+            put_aside(self.around, store, *name)?;
         }
         let mut report = Report::of(&plan, survey.objects.len());
         report.corrupt.extend(corrupt);
@@ -327,22 +328,6 @@ impl Run<'_, '_> {
         report.end = Some(end);
         Ok(())
     }
-}
-
-/// Takes a corrupt object out of the way of planners. The guests that have its inode keep it; scrubbing
-/// names them and repairs them.
-pub(crate) fn quarantine(around: &Surroundings<'_>, store: &Store, name: ObjectName) -> Result<()> {
-    let (path, file_name) = (name.path(), name.file_name());
-    let from = At::new(store.objects(), path.as_bytes());
-    for copy in 0.. {
-        let aside = format!("corrupt.{copy}.{file_name}");
-        match around.fs.rename_new(from, At::new(store.quarantine(), aside.as_bytes())) {
-            Ok(()) | Err(Errno::NOENT) => break,
-            Err(Errno::EXIST) => {}
-            Err(errno) => return Err(store::Error::at("quarantine", store.object_path(name))(errno).into()),
-        }
-    }
-    Ok(())
 }
 
 /// An object whose content is right and whose seal is off gets it back.

@@ -1,9 +1,13 @@
 //! One action: whole or not at all.
 
-use kernel::{At, Dir, Errno, File, Fs, Leased, Metadata, Seal, Stat};
+use std::collections::HashSet;
+use std::sync::Mutex;
+
+use kernel::{At, Dir, Errno, File, Fs, Leased, Metadata, Seal, Stat, Xattrs};
 use rayon::prelude::*;
-use store::ObjectName;
+use store::identity::class;
 use store::journal::{Action, Settled, Verb};
+use store::{IdentityPolicy, ObjectName, Store};
 
 use super::{Mover, Parking, Stage, Swap, swap};
 use crate::Result;
@@ -17,7 +21,9 @@ use crate::notes::Skip;
 pub(crate) struct Traces {
     settled: Settled,
     lease: Option<Leased>,
-    /// The object's inode.
+    /// What the displaced inode was like when it was found unchanged.
+    likeness: Option<Likeness>,
+    /// The inode that took its place: the object's, or for a `Detach` the copy's. 0 for an admission.
     object: u64,
     /// Space given back, in allocated bytes.
     pub(super) freed: u64,
@@ -31,16 +37,38 @@ impl Traces {
     }
 
     fn of(settled: Settled) -> Self {
-        Self { settled, lease: None, object: 0, freed: 0, taken: 0 }
+        Self { settled, lease: None, likeness: None, object: 0, freed: 0, taken: 0 }
     }
 
-    fn admitted(settled: Settled, lease: Leased) -> Self {
-        Self { lease: Some(lease), ..Self::of(settled) }
+    fn admitted(settled: Settled, lease: Leased, likeness: Likeness) -> Self {
+        Self { lease: Some(lease), likeness: Some(likeness), ..Self::of(settled) }
     }
 
     pub(crate) fn settled(&self) -> Settled {
         self.settled
     }
+}
+
+/// What a lease does not keep from changing: mode, owner, times, attributes.
+#[derive(Debug, PartialEq, Eq)]
+struct Likeness {
+    class: u64,
+    xattrs: Xattrs,
+}
+
+impl Likeness {
+    /// The attributes are read first: a change time that is still the expected one covers them then.
+    fn of(file: &File, identity: IdentityPolicy) -> Step<(Self, Stat)> {
+        let xattrs = file.xattrs().map_err(Skip::Failed)?;
+        let stat = file.stat().map_err(Skip::Failed)?;
+        Ok((Self { class: class(identity, &stat), xattrs }, stat))
+    }
+}
+
+/// A private copy that waits for its place, and the lease on the object it is of.
+pub(super) struct Copy {
+    file: File,
+    object: Leased,
 }
 
 /// An action's names and the parked names that they change places with.
@@ -77,7 +105,7 @@ impl Mover<'_> {
         })
     }
 
-    pub(super) fn try_action(&self, stage: &Stage<'_>, at: usize, copy: Option<&File>) -> Step<Traces> {
+    pub(super) fn try_action(&self, stage: &Stage<'_>, at: usize, copy: Option<Copy>) -> Step<Traces> {
         let action = &stage.batch.actions[at];
         let names = self.names(stage, at)?;
         match action.verb {
@@ -93,26 +121,35 @@ impl Mover<'_> {
     fn share(&self, action: &Action, names: &Names<'_>) -> Step<Traces> {
         let file = names.places[0].dir.open_any(names.places[0].name).map_err(Skip::from_errno)?;
         let lease = Leased::take(file).map_err(Skip::from_errno)?;
-        let stat = lease.file().stat().map_err(Skip::from_errno)?;
+        let (likeness, stat) = Likeness::of(lease.file(), self.store.format().identity)?;
         if (stat.ino, stat.ctime.to_nanos()) != (action.ino, action.ctime) {
             return Err(Skip::Changed);
         }
         if stat.nlink as usize != names.len() {
             return Err(Skip::LinkedOutside);
         }
-        if action.verb == Verb::Admit && self.admit(action.object, &lease)? {
-            return Ok(Traces::admitted(Settled::Done { overflow: action.object.overflow }, lease));
+        if action.verb == Verb::Admit && self.admit(action.object, &lease, &likeness, names.len())? {
+            return Ok(Traces::admitted(Settled::Done { overflow: action.object.overflow }, lease, likeness));
         }
         let mut name = action.object;
         loop {
             match self.park(name, names) {
-                Ok(object) => return self.link(name, object, lease, &stat, names),
+                Ok(object) => {
+                    self.exchange_all(names, object, stat.ino)?;
+                    let done = Traces::of(Settled::Done { overflow: name.overflow });
+                    let (lease, likeness, freed) = (Some(lease), Some(likeness), stat.allocated());
+                    return Ok(Traces { lease, likeness, object, freed, ..done });
+                }
                 // Full: the next inode of this twin.
                 Err(Errno::MLINK) => name = name.next_overflow(),
                 // Not there: this inode can be it.
                 Err(Errno::NOENT) => {
-                    if self.admit(name, &lease)? {
-                        return Ok(Traces::admitted(Settled::Admitted { overflow: name.overflow }, lease));
+                    if self.admit(name, &lease, &likeness, names.len())? {
+                        return Ok(Traces::admitted(
+                            Settled::Admitted { overflow: name.overflow },
+                            lease,
+                            likeness,
+                        ));
                     }
                 }
                 Err(errno) => return Err(Skip::Failed(errno)),
@@ -120,37 +157,44 @@ impl Mover<'_> {
         }
     }
 
+    /// Whether an inode under lease is what it was: nobody waits to write it, its metadata is the same and
+    /// it has as many names as expected.
+    fn is_still(&self, lease: &Leased, likeness: &Likeness, names: usize) -> Step<()> {
+        let (now, stat) = Likeness::of(lease.file(), self.store.format().identity)?;
+        match () {
+            () if !lease.held() => Err(Skip::Busy),
+            () if now != *likeness || stat.nlink as usize != names => Err(Skip::Changed),
+            () => Ok(()),
+        }
+    }
+
     /// The guest's own inode becomes an object, under its lease; no copy. `Ok(false)`: there is one of this
     /// name already.
-    fn admit(&self, name: ObjectName, lease: &Leased) -> Step<bool> {
+    ///
+    /// Sealed, then looked at, then published: others link to a published name at once.
+    fn admit(&self, name: ObjectName, lease: &Leased, likeness: &Likeness, names: usize) -> Step<bool> {
         let (path, file) = (name.path(), lease.file());
         let at = At::new(self.store.objects(), path.as_bytes());
-        if let Err(errno) = self.around.fs.link_open(file, at) {
+        if self.seal.leaves_names_free() {
+            self.around.fs.seal(file, self.seal).map_err(Skip::from_errno)?;
+        } // else with the whole batch, once its names are in place
+        let published = self.is_still(lease, likeness, names).and_then(|()| {
+            let Err(errno) = self.around.fs.link_open(file, at) else { return Ok(true) };
             // An error does not prove that nothing was done.
             let ours = file.stat().and_then(|ours| Ok(at.dir.stat(at.name)?.ino == ours.ino));
             match errno {
-                _ if ours == Ok(true) => {}
-                Errno::EXIST => return Ok(false),
-                errno => return Err(Skip::Failed(errno)),
+                _ if ours == Ok(true) => Ok(true),
+                Errno::EXIST => Ok(false),
+                errno => Err(Skip::Failed(errno)),
             }
+        });
+        if published != Ok(true) {
+            lift_seals(self.around.fs, file).map_err(|errno| {
+                self.stuck(errno);
+                Skip::Failed(errno)
+            })?;
         }
-        let sealed = match self.seal {
-            seal if seal.leaves_names_free() => self.around.fs.seal(file, seal),
-            _ => Ok(()), // with the whole batch, once its names are in place
-        };
-        match sealed {
-            Ok(()) if lease.held() => Ok(true),
-            outcome => {
-                // Somebody waits to write, or the seal does not hold: as if nothing had been.
-                lift_seals(self.around.fs, file).and_then(|()| self.around.fs.unlink(at)).map_err(
-                    |errno| {
-                        self.stuck(errno);
-                        Skip::Failed(errno)
-                    },
-                )?;
-                Err(outcome.map_or_else(Skip::from_errno, |()| Skip::Busy))
-            }
-        }
+        published
     }
 
     /// Links the object to every parked name; returns its inode number. Nothing is left on an error.
@@ -178,29 +222,16 @@ impl Mover<'_> {
     }
 
     /// Exchanges every name with its parked one.
-    fn link(
-        &self,
-        name: ObjectName,
-        object: u64,
-        lease: Leased,
-        stat: &Stat,
-        names: &Names<'_>,
-    ) -> Step<Traces> {
-        self.exchange_all(names, object, stat.ino)?;
-        Ok(Traces {
-            settled: Settled::Done { overflow: name.overflow },
-            lease: Some(lease),
-            object,
-            freed: stat.allocated(),
-            taken: 0,
-        })
-    }
-
     fn exchange_all(&self, names: &Names<'_>, ours: u64, expected: u64) -> Step<()> {
         for at in 0..names.len() {
             let why = match swap(self.around.fs, names.parked(at), names.places[at], ours, expected) {
                 Swap::Done => continue,
-                Swap::Foreign => Skip::Changed,
+                // What may not be moved is a directory: see `kernel::confine`.
+                Swap::Foreign | Swap::Refused(Errno::ACCESS) => Skip::Changed,
+                Swap::Stranded => {
+                    self.keep(names.parked(at));
+                    Skip::Changed
+                }
                 Swap::Refused(errno) => Skip::from_errno(errno),
                 Swap::Stuck(errno) => {
                     self.stuck(errno);
@@ -218,7 +249,8 @@ impl Mover<'_> {
     fn revert(&self, names: &Names<'_>, count: usize, ours: u64, expected: u64) {
         for at in 0..count {
             match swap(self.around.fs, names.parked(at), names.places[at], ours, expected) {
-                Swap::Done | Swap::Foreign | Swap::Refused(Errno::NOENT) => {}
+                Swap::Done | Swap::Foreign => {}
+                Swap::Stranded | Swap::Refused(Errno::NOENT) => self.keep(names.parked(at)),
                 Swap::Refused(errno) | Swap::Stuck(errno) => self.stuck(errno),
             }
         }
@@ -227,9 +259,19 @@ impl Mover<'_> {
         }
     }
 
+    /// What is parked has no place any more: the guest has taken the name away, or moved it with our inode.
+    /// If it is the last link to a file, it is kept in quarantine.
+    fn keep(&self, parked: At<'_>) {
+        if parked.dir.stat(parked.name).is_ok_and(|stat| stat.nlink == 1)
+            && let Err(errno) = keep_aside(self.around.fs, self.store, parked)
+        {
+            self.stuck(errno);
+        }
+    }
+
     /// Makes the private copies that the batch's `Detach` actions will put in place, each at its first
     /// parked name, and makes them durable.
-    pub(super) fn copy_all(&self, stage: &Stage<'_>) -> Result<Vec<Option<File>>> {
+    pub(super) fn copy_all(&self, stage: &Stage<'_>) -> Result<Vec<Mutex<Option<Copy>>>> {
         let actions = &stage.batch.actions;
         if !actions.iter().any(|action| action.verb == Verb::Detach) {
             return Ok(Vec::new());
@@ -237,16 +279,16 @@ impl Mover<'_> {
         let copy = |(at, action): (usize, &Action)| {
             // Without its directories the action is not tried, and nobody would take the copy away.
             if action.verb != Verb::Detach || self.names(stage, at).is_err() {
-                return None;
+                return Mutex::default();
             }
             let number = stage.parks[at];
             let parked = Parking::name(self.seq, number);
             let to = At::new(self.parking.lane(number), &parked);
             match self.copy(action, to) {
-                Ok(file) => Some(file),
+                Ok(copy) => Mutex::new(Some(copy)),
                 Err(why) => {
                     self.note(stage, action, why);
-                    None
+                    Mutex::default()
                 }
             }
         };
@@ -255,9 +297,12 @@ impl Mover<'_> {
         Ok(copies)
     }
 
-    fn copy(&self, action: &Action, to: At<'_>) -> Step<File> {
+    /// Under a lease on the object, which is kept until the batch is durable: where nothing seals it, a
+    /// guest may write it in place.
+    fn copy(&self, action: &Action, to: At<'_>) -> Step<Copy> {
         let object = self.store.objects().open_file(action.object.path().as_bytes());
-        let object = object.map_err(Skip::from_errno)?;
+        let lease = Leased::take(object.map_err(Skip::from_errno)?).map_err(Skip::from_errno)?;
+        let object = lease.file();
         let stat = object.stat().map_err(Skip::from_errno)?;
         if stat.ino != action.ino {
             return Err(Skip::NotOurs);
@@ -271,7 +316,7 @@ impl Mover<'_> {
         };
         let fs = self.around.fs;
         let made = fs.create(to).and_then(|file| {
-            fs.copy_content(&object, &file, stat.size)?;
+            fs.copy_content(object, &file, stat.size)?;
             fs.set_metadata(&file, &metadata)?;
             Ok(file)
         });
@@ -282,11 +327,12 @@ impl Mover<'_> {
             }
             Skip::Failed(errno)
         })
+        .map(|file| Copy { file, object: lease })
     }
 
     /// Names of an object become names of its private copy.
-    fn detach(&self, action: &Action, names: &Names<'_>, copy: &File) -> Step<Traces> {
-        let stat = copy.stat().map_err(Skip::Failed)?;
+    fn detach(&self, action: &Action, names: &Names<'_>, copy: Copy) -> Step<Traces> {
+        let stat = copy.file.stat().map_err(Skip::Failed)?;
         for at in 1..names.len() {
             if let Err(errno) = self.around.fs.link(names.parked(0), names.parked(at)) {
                 self.unpark(names, at + 1);
@@ -297,7 +343,8 @@ impl Mover<'_> {
         // The object is what is displaced: that a guest has it no more is not a change.
         exchanged.map_err(|why| if why == Skip::Changed { Skip::NotOurs } else { why })?;
         let overflow = action.object.overflow;
-        Ok(Traces { taken: stat.allocated(), ..Traces::of(Settled::Done { overflow }) })
+        let done = Traces::of(Settled::Done { overflow });
+        Ok(Traces { lease: Some(copy.object), object: stat.ino, taken: stat.allocated(), ..done })
     }
 
     /// A guest's names of a corrupt inode become names of the object that takes its place. The object is
@@ -331,47 +378,80 @@ impl Mover<'_> {
         Ok(Traces::of(Settled::Done { overflow: action.object.overflow }))
     }
 
-    /// Before the displaced inode goes: did somebody ask to write it, who had looked its name up before it
-    /// moved? Then it gets its names back.
-    pub(super) fn second_look(&self, stage: &Stage<'_>, at: usize, trace: &mut Traces) -> Step<()> {
-        let action = &stage.batch.actions[at];
-        let Some(lease) = trace.lease.take() else {
-            if action.verb == Verb::Detach && trace.settled != Settled::NotDone {
-                let names = self.names(stage, at)?;
-                self.unpark(&names, names.len());
-            }
-            return Ok(());
+    /// Admissions of the batch whose inode somebody waits to write, or has changed the metadata of since it
+    /// was looked at, by inode number.
+    pub(super) fn broken(&self, actions: &[Action], traces: &[Traces]) -> HashSet<u64> {
+        let identity = self.store.format().identity;
+        let is_broken = |trace: &Traces| {
+            let (0, Some(lease), Some(likeness)) = (trace.object, &trace.lease, &trace.likeness) else {
+                return false;
+            };
+            !lease.held() || !Likeness::of(lease.file(), identity).is_ok_and(|(now, _)| now == *likeness)
         };
-        let names = self.names(stage, at)?;
-        match (lease.held(), trace.settled) {
-            // An admission too, if it found its object there already and was replaced by it.
-            (held, Settled::Done { .. }) if trace.object != 0 => {
-                if held {
-                    self.unpark(&names, names.len());
-                    return Ok(());
-                }
-                self.revert(&names, names.len(), action.ino, trace.object);
-                Err(Skip::Busy)
-            }
-            (false, Settled::Done { overflow } | Settled::Admitted { overflow }) => {
-                self.dismiss(ObjectName { overflow, ..action.object }, lease.file(), names.len())?;
-                Err(Skip::Busy)
-            }
-            _ => Ok(()),
-        }
+        let pairs = actions.par_iter().zip(traces);
+        pairs.filter(|(_, trace)| is_broken(trace)).map(|(action, _)| action.ino).collect()
     }
 
-    /// An object that somebody waits to write, admitted in this batch, is private again if no other guest
-    /// has it yet. Otherwise it stays, sealed: that it was asked for is reported.
-    fn dismiss(&self, name: ObjectName, file: &File, names: usize) -> Step<()> {
-        if file.stat().map_err(Skip::Failed)?.nlink as usize != names + 1 {
+    /// Before the displaced inode goes: did somebody ask to write it, or change its metadata, who had looked
+    /// its name up before it moved? Then it gets its names back. So it does if what took its place is
+    /// waited for by a writer.
+    pub(super) fn second_look(
+        &self,
+        stage: &Stage<'_>,
+        at: usize,
+        trace: &mut Traces,
+        broken: &HashSet<u64>,
+    ) -> Step<()> {
+        let action = &stage.batch.actions[at];
+        let Some(lease) = trace.lease.take_if(|_| trace.object != 0) else { return Ok(()) };
+        let names = self.names(stage, at)?;
+        let still = match &trace.likeness {
+            _ if broken.contains(&trace.object) => Err(Skip::Busy),
+            Some(likeness) => self.is_still(&lease, likeness, names.len()),
+            None if lease.held() => Ok(()),
+            None => Err(Skip::Busy),
+        };
+        match still {
+            Ok(()) => self.unpark(&names, names.len()),
+            Err(_) => self.revert(&names, names.len(), action.ino, trace.object),
+        }
+        still
+    }
+
+    /// An object that somebody waits to write, admitted in this batch, is private again: no other guest has
+    /// it any more, unless one linked it by itself. Then it stays.
+    pub(super) fn dismiss(&self, stage: &Stage<'_>, at: usize, trace: &Traces) -> Step<()> {
+        let action = &stage.batch.actions[at];
+        let (Some(lease), Settled::Done { overflow } | Settled::Admitted { overflow }) =
+            (&trace.lease, trace.settled)
+        else {
+            return Ok(());
+        };
+        let file = lease.file();
+        if file.stat().map_err(Skip::Failed)?.nlink as usize != action.names.len() + 1 {
             return Ok(());
         }
-        let path = name.path();
-        let at = At::new(self.store.objects(), path.as_bytes());
-        let fs = self.around.fs;
-        lift_seals(fs, file).and_then(|()| fs.unlink(at)).map_err(Skip::Failed)
+        let path = ObjectName { overflow, ..action.object }.path();
+        let unpublished = self.around.fs.unlink(At::new(self.store.objects(), path.as_bytes()));
+        unpublished.and_then(|()| lift_seals(self.around.fs, file)).map_err(|errno| {
+            self.stuck(errno);
+            Skip::Failed(errno)
+        })?;
+        Err(Skip::Busy)
     }
+}
+
+/// Puts a parked file of unclear origin into quarantine, where nothing is removed unasked.
+pub(crate) fn keep_aside(fs: &dyn Fs, store: &Store, parked: At<'_>) -> kernel::Result<Vec<u8>> {
+    for copy in 0..u32::MAX {
+        let name = format!("unclear.{copy}.{}", String::from_utf8_lossy(parked.name)).into_bytes();
+        match fs.rename_new(parked, At::new(store.quarantine(), &name)) {
+            Ok(()) => return Ok(name),
+            Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Err(Errno::EXIST)
 }
 
 /// Takes off whatever seal is on.

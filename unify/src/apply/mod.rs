@@ -17,6 +17,7 @@ mod action;
 mod parked;
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use kernel::{Dir, Errno, File, Fs, Seal, Time};
@@ -29,8 +30,8 @@ use crate::notes::{Notes, Skip, Surroundings};
 use crate::walk::to_path;
 use crate::{Error, Result};
 
-use action::Traces;
-pub(crate) use action::lift_seals;
+use action::{Copy, Traces};
+pub(crate) use action::{keep_aside, lift_seals};
 pub(crate) use parked::{Parking, Swap, swap};
 
 /// Neighbouring actions that one thread takes at a time.
@@ -227,7 +228,7 @@ impl Mover<'_> {
         });
     }
 
-    fn move_names(&self, stage: &Stage<'_>, copies: &[Option<File>]) -> Vec<Traces> {
+    fn move_names(&self, stage: &Stage<'_>, copies: &[Mutex<Option<Copy>>]) -> Vec<Traces> {
         let actions = &stage.batch.actions;
         let mut traces: Vec<Traces> = actions.iter().map(|_| Traces::nothing()).collect();
         // Admissions of this batch must be there before its links look for them.
@@ -249,14 +250,25 @@ impl Mover<'_> {
         &self,
         stage: &Stage<'_>,
         chunk: &[usize],
-        copies: &[Option<File>],
+        copies: &[Mutex<Option<Copy>>],
     ) -> Vec<(usize, Traces)> {
         let number = stage.batch.actions[chunk[0]].names.first().map(|name| name.dir);
         let dir = number
             .filter(|dir| !stage.spread.contains(dir))
             .and_then(|dir| stage.dirs[dir as usize].as_ref().ok());
         let before = dir.and_then(|dir| dir.stat_self().ok());
-        let act = |&at: &usize| (at, self.act(stage, at, copies.get(at).and_then(Option::as_ref)));
+        let act = |&at: &usize| {
+            (
+                at,
+                self.act(
+                    stage,
+                    at,
+                    copies
+                        .get(at)
+                        .and_then(|copy| copy.lock().unwrap_or_else(PoisonError::into_inner).take()),
+                ),
+            )
+        };
         let traces = chunk.iter().map(act).collect();
         if let (Some(dir), Some(before)) = (dir, before) {
             restore_time(self.around.fs, dir, before.mtime);
@@ -264,7 +276,7 @@ impl Mover<'_> {
         traces
     }
 
-    fn act(&self, stage: &Stage<'_>, at: usize, copy: Option<&File>) -> Traces {
+    fn act(&self, stage: &Stage<'_>, at: usize, copy: Option<Copy>) -> Traces {
         let action = &stage.batch.actions[at];
         self.around.observer.advance(1);
         match self.try_action(stage, at, copy) {
@@ -287,16 +299,25 @@ impl Mover<'_> {
     /// Looks once more at what was displaced and takes the parked names away. Returns whether something
     /// had to be given back.
     fn clean_up(&self, stage: &Stage<'_>, traces: &mut [Traces]) -> bool {
-        let reverted = std::sync::atomic::AtomicBool::new(false);
+        let broken = self.broken(&stage.batch.actions, traces);
+        let reverted = AtomicBool::new(false);
+        let take_back = |at: usize, trace: &mut Traces, why: Skip| {
+            self.note(stage, &stage.batch.actions[at], why);
+            *trace = Traces::nothing();
+            reverted.store(true, Ordering::Relaxed);
+        };
         traces.par_iter_mut().with_min_len(STRIDE).enumerate().for_each(|(at, trace)| {
-            if let Err(why) = self.second_look(stage, at, trace) {
-                self.note(stage, &stage.batch.actions[at], why);
-                if why == Skip::Busy {
-                    *trace = Traces::nothing();
-                    reverted.store(true, std::sync::atomic::Ordering::Relaxed);
-                }
+            if let Err(why) = self.second_look(stage, at, trace, &broken) {
+                take_back(at, trace, why);
             }
         });
+        for (at, trace) in traces.iter_mut().enumerate() {
+            if broken.contains(&stage.batch.actions[at].ino)
+                && let Err(why) = self.dismiss(stage, at, trace)
+            {
+                take_back(at, trace, why);
+            }
+        }
         reverted.into_inner()
     }
 

@@ -77,6 +77,9 @@ pub(crate) enum Swap {
     Done,
     /// Something else was found there and is there again.
     Foreign,
+    /// Something else was found there, and the name was taken away before it could be put back: it is
+    /// parked, and may be the guest's only link to it.
+    Stranded,
     /// The kernel refused; nothing changed.
     Refused(Errno),
     /// The kernel refused half-way: the parked name holds what belongs at the place.
@@ -118,8 +121,8 @@ pub(crate) fn swap(fs: &dyn Fs, parked: At<'_>, place: At<'_>, ours: u64, expect
         // `latest` is the guest's own and belongs there.
         match fs.exchange(parked, place) {
             Ok(()) => {}
-            // The guest took the name away: what came out was gone for it already.
-            Err(Errno::NOENT) => return Swap::Foreign,
+            // The guest took the name away, or moved it elsewhere: then what came out is missed there.
+            Err(Errno::NOENT) => return Swap::Stranded,
             Err(errno) => return Swap::Stuck(errno),
         }
         match look() {

@@ -134,10 +134,6 @@ impl Observer for Progress {
 
 fn run(args: Args, out: &Out) -> Result<Exit, Problem> {
     let interrupt = Interrupt::install().map_err(|error| Problem::new(error.to_string()).exit(Exit::Bug))?;
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(args.common.threads().get())
-        .build_global()
-        .map_err(|error| Problem::new(error.to_string()).exit(Exit::Unable))?;
     kernel::raise_open_file_limit();
     let roots = roots(&args)?;
     let located = match (&args.store, roots.first()) {
@@ -228,7 +224,19 @@ impl Setting<'_> {
     fn open_store(&self, access: Access) -> Result<Store, Error> {
         let go_on = || !self.interrupt.requested();
         let wait: Option<&dyn Fn() -> bool> = if self.args.common.wait { Some(&go_on) } else { None };
-        Ok(Store::open(&Real, self.located.path(), access, wait)?)
+        let store = Store::open(&Real, self.located.path(), access, wait)?;
+        if access == Access::Write && !kernel::confine(store.place().root(), store.dir()) {
+            self.out.debug(|| "this kernel has no Landlock: see Limits in the manual of chrooted guests");
+        }
+        self.start_threads();
+        Ok(store)
+    }
+
+    /// Threads are started once this process has given up what it does not need: they inherit that. A pool
+    /// that is there already is as good, but for its size.
+    fn start_threads(&self) {
+        let threads = self.args.common.threads().get();
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().ok();
     }
 
     /// Where something is to be taken back there must be a store.
@@ -360,7 +368,10 @@ impl Setting<'_> {
         };
         let store = match self.located {
             Located::Existing(_) => Some(self.open_store(Access::Read)?),
-            Located::Missing(_) => None,
+            Located::Missing(_) => {
+                self.start_threads();
+                None
+            }
         };
         let place = Place::new(self.located.path()).map_err(Error::from)?;
         let identity = store.as_ref().map_or_else(|| self.identity(), |store| Ok(store.format().identity))?;

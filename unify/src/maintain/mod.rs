@@ -25,6 +25,7 @@ use crate::guest::Guest;
 use crate::{Error, Result};
 
 pub use find::Name;
+pub(crate) use quarantine::put_aside;
 pub use quarantine::{Emptied, Kept, KeptKind, empty, kept, put_back};
 pub use rebuild::{Rebuilt, rebuild};
 pub use scrub::{Corrupt, Fault, Scrub, Scrubbed, scrub};

@@ -135,7 +135,7 @@ pub(super) fn restore(fs: &dyn Fs, store: &Store, aside: &[u8], name: ObjectName
 
 /// Takes a corrupt object out of use; returns its name in quarantine. Guests that have it keep it, and its
 /// seal stays on, so that none changes it for the others.
-pub(super) fn put_aside(around: &Surroundings<'_>, store: &Store, name: ObjectName) -> Result<Vec<u8>> {
+pub(crate) fn put_aside(around: &Surroundings<'_>, store: &Store, name: ObjectName) -> Result<Vec<u8>> {
     let path = name.path();
     let failed = || store::Error::at("quarantine", store.object_path(name));
     // Only a regular file can carry a seal; one that cannot even be opened is moved as it is.

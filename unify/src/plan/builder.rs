@@ -14,11 +14,15 @@ const BATCH_NAMES: u64 = 16 * 1024;
 /// Directories in a batch, at most; each is held open meanwhile.
 const BATCH_DIRS: u64 = 2048;
 
+/// Bytes of directories' paths in a batch, at most, apart from those of one action.
+const BATCH_PATHS: usize = 16 << 20;
+
 /// Collects actions into a batch.
 pub(crate) struct Builder {
     pub(crate) batch: Batch,
     dirs: HashMap<(u32, u32), u32>,
     names: usize,
+    paths: usize,
     max_names: usize,
     max_dirs: usize,
 }
@@ -31,6 +35,7 @@ impl Builder {
             batch: Batch { guests, ..Batch::default() },
             dirs: HashMap::new(),
             names: 0,
+            paths: 0,
             max_names: BATCH_NAMES.min(files / 2) as usize,
             max_dirs: BATCH_DIRS.min(files / 8) as usize,
         }
@@ -39,7 +44,10 @@ impl Builder {
     /// Whether an action with so many names still fits. An empty batch takes any.
     pub(crate) fn takes(&self, names: u32) -> bool {
         let names = names as usize;
-        self.names == 0 || (self.names + names <= self.max_names && self.dirs.len() + names <= self.max_dirs)
+        self.names == 0
+            || (self.names + names <= self.max_names
+                && self.dirs.len() + names <= self.max_dirs
+                && self.paths <= BATCH_PATHS)
     }
 
     pub(crate) fn push(&mut self, action: Action) {
@@ -52,7 +60,9 @@ impl Builder {
     pub(crate) fn dir(&mut self, guest: u32, row: u32, path: impl FnOnce() -> Vec<u8>) -> u32 {
         let next = self.batch.dirs.len() as u32;
         *self.dirs.entry((guest, row)).or_insert_with(|| {
-            self.batch.dirs.push(DirRef { guest, path: path(), mtime: Time::default() });
+            let path = path();
+            self.paths += path.len();
+            self.batch.dirs.push(DirRef { guest, path, mtime: Time::default() });
             next
         })
     }

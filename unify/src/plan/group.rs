@@ -235,6 +235,12 @@ pub(crate) fn is_intact(around: &Surroundings<'_>, store: &Store, name: ObjectNa
     match check() {
         Ok(id) => Ok(id == name.id),
         Err(_) if around.stopping() => Err(crate::Error::Interrupted),
+        // What the disk refuses to give is damage; what this process lacks (descriptors, memory) is not.
+        Err(Skip::Failed(errno))
+            if !matches!(errno, Errno::IO | Errno::UCLEAN | Errno::BADMSG | Errno::ILSEQ) =>
+        {
+            Err(store::Error::at("read", store.object_path(name))(errno).into())
+        }
         Err(_) => Ok(false),
     }
 }

@@ -1,5 +1,7 @@
 //! Candidates, those that might be one side by side.
 
+use std::collections::HashSet;
+
 use rayon::prelude::*;
 use store::ObjectId;
 use store::index::{Census, FileRow, NONE};
@@ -55,6 +57,18 @@ impl Items {
 
     pub(super) fn names(&self, inode: Inode) -> &[Item] {
         &self.0[inode.first as usize..][..inode.names as usize]
+    }
+
+    /// Bytes of the paths of all directories that have a name of the inode; 0 for few names, whose paths
+    /// cannot be many.
+    pub(super) fn path_bytes(&self, censuses: &[Census], inode: Inode) -> usize {
+        const FEW: u32 = 64;
+        if inode.names <= FEW {
+            return 0;
+        }
+        let row = |item: &Item| (item.guest, censuses[item.guest as usize].files[item.file as usize].dir);
+        let dirs: HashSet<(u32, u32)> = self.names(inode).iter().map(row).collect();
+        dirs.iter().map(|&(guest, dir)| censuses[guest as usize].dir_path(dir).len()).sum()
     }
 
     /// The guest of the first name.

@@ -15,6 +15,9 @@ use crate::walk::{join, to_path};
 /// Files that are read at once, one behind the other on the disk, where a head has to move.
 const DISK_STRETCH: usize = 64;
 
+/// Bytes of directories' paths of one inode's names, at most: they stand in the journal together.
+const MAX_PATHS: usize = 16 << 20;
+
 impl Planner<'_> {
     /// Reads inodes in parallel; keyed by their first item. Each directory is opened once, its inodes in
     /// order of their numbers; where a head has to move, in the order in which they lie on the disk.
@@ -70,6 +73,10 @@ impl Planner<'_> {
             let guest = items.guest(inode) as usize;
             let file = items.row(censuses, inode);
             let name = censuses[guest].name(file.name);
+            if items.path_bytes(censuses, inode) > MAX_PATHS {
+                self.notes.skip(&self.guests[guest].key, to_path(&join(&dir.path, name)), Skip::OutOfReach);
+                return None;
+            }
             let proof = match &dir.dir {
                 Ok(dir) => self.prove(dir, name, file, inode),
                 Err(why) => Err(*why),
