@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use kernel::{Seal, Time};
+use kernel::{Leased, Seal, Time};
 use rayon::prelude::*;
 use store::index::{Census, Index, ObjectRow};
 use store::journal::{Batch, Journal, RunEnd, RunId, RunKind};
@@ -11,6 +11,7 @@ use store::{IdentityPolicy, ObjectName, Place, Store};
 
 use crate::apply::{Done, Executor};
 use crate::guest::Guest;
+use crate::hash::identify;
 use crate::judge::Judge;
 use crate::maintain::put_aside;
 use crate::notes::{Count, Notes, Skipped, Surroundings};
@@ -330,10 +331,16 @@ impl Run<'_, '_> {
     }
 }
 
-/// An object whose content is right and whose seal is off gets it back.
+/// An object whose content is right and whose seal is off gets it back; if it is being written, scrubbing
+/// will say what became of it.
 fn reseal(around: &Surroundings<'_>, store: &Store, name: ObjectName, seal: Option<Seal>) -> Result<()> {
     let Some(seal) = seal.filter(|seal| *seal != Seal::None) else { return Ok(()) };
     let failed = |doing| store::Error::at(doing, store.object_path(name));
     let file = store.objects().open_file(name.path().as_bytes()).map_err(failed("open"))?;
-    Ok(around.fs.seal(&file, seal).map_err(failed("seal"))?)
+    let Ok(leased) = Leased::take(file) else { return Ok(()) };
+    let stat = leased.file().stat().map_err(failed("stat"))?;
+    if identify(around, leased.file(), &stat, store.format().identity) == Ok(name.id) && leased.held() {
+        around.fs.seal(leased.file(), seal).map_err(failed("seal"))?;
+    }
+    Ok(())
 }

@@ -27,6 +27,10 @@ pub(crate) const TICK_NANOS: i64 = 20_000_000;
 pub(crate) const MAX_PATH: usize = 64 * 1024;
 const MAX_DEPTH: usize = 512;
 
+/// Bytes of names of one guest, at most. A guest with a hundred million files has less; hard links can make
+/// more of nothing.
+const MAX_NAMES: usize = 2 << 30;
+
 /// What a walk needs to know.
 pub(crate) struct Walk<'a> {
     pub(crate) around: &'a Surroundings<'a>,
@@ -99,7 +103,10 @@ impl<'a> Walk<'a> {
             Err(why) => return self.skip(&task.path, b"", why),
         };
         self.around.observer.advance(1);
-        let first = add(&mut census.lock().unwrap_or_else(PoisonError::into_inner), task.row, &found);
+        let Some(first) = add(&mut census.lock().unwrap_or_else(PoisonError::into_inner), task.row, &found)
+        else {
+            return self.skip(&task.path, b"", Skip::OutOfReach);
+        };
         for (row, (name, _, before)) in (first..).zip(found.dirs) {
             let path = join(&task.path, index::name_at(&found.names, name));
             if !is_within_reach(&path) {
@@ -228,8 +235,12 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Adds what was found to the census; returns the row of the first subdirectory.
-fn add(census: &mut Census, row: u32, found: &Found) -> u32 {
+/// Adds what was found to the census; returns the row of the first subdirectory. `None`: a census has no
+/// room for so many names.
+fn add(census: &mut Census, row: u32, found: &Found) -> Option<u32> {
+    if census.names.len() + found.names.len() > MAX_NAMES {
+        return None;
+    }
     let names = census.names.len() as u32;
     census.names.extend_from_slice(&found.names);
     let first_dir = census.dirs.len() as u32;
@@ -249,7 +260,7 @@ fn add(census: &mut Census, row: u32, found: &Found) -> u32 {
     dir.files = found.files.len() as u32;
     dir.unified = found.unified;
     dir.fixed = found.fixed;
-    first_dir
+    Some(first_dir)
 }
 
 fn new_dir(name: u32, parent: u32) -> DirRow {

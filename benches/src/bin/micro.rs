@@ -12,6 +12,8 @@ use benches::trees::{Shape, generate};
 use benches::{Context, Format, Image, Result, Spread, table};
 use clap::Parser;
 use kernel::{At, Dir, EntryBuffer, Fs, Kind, Real};
+use store::index::{Census, DirRow, FileRow, Index, NONE};
+use store::{Access, IdentityPolicy, STORE_NAME, Store};
 
 /// Measure walk, hash and exchange beside their limits.
 #[derive(Parser)]
@@ -40,7 +42,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<String> {
-    let parts = [walk(options)?, hash(options)?, replace(options)?];
+    let parts = [walk(options)?, hash(options)?, replace(options)?, index(options)?];
     Ok(format!("## Micro benchmarks\n\nMedians of {} rounds, warm.\n\n{}", options.rounds, parts.join("\n")))
 }
 
@@ -361,4 +363,87 @@ fn small_files(dir: &Dir, mut numbers: std::ops::Range<usize>) -> kernel::Result
         let file = Real.create(At::new(dir, number.to_string().as_bytes()))?;
         Real.write_at(&file, b"a small file's content", 0)
     })
+}
+
+// ---- index ----
+
+/// Rows like those of a large guest: a tenth of its names are private.
+fn census(files: u32) -> Census {
+    const FILES_PER_DIR: u32 = 8;
+    let mut census = Census::default();
+    let root = census.add_name(b"");
+    let dir = |name, number: u32| DirRow {
+        ino: u64::from(number),
+        ctime: 1,
+        name,
+        parent: 0,
+        first_dir: 0,
+        dirs: 0,
+        first_file: number.saturating_sub(1) * FILES_PER_DIR,
+        files: 0,
+        unified: 0,
+        fixed: 0,
+    };
+    let dirs = files / FILES_PER_DIR;
+    census.dirs.push(DirRow { first_dir: 1, dirs, ..dir(root, 0) });
+    for number in 1..=dirs {
+        let name = census.add_name(format!("directory{number}").as_bytes());
+        census.dirs.push(DirRow { files: FILES_PER_DIR, ..dir(name, number) });
+    }
+    for number in 0..dirs * FILES_PER_DIR {
+        let name = census.add_name(format!("file-name-{number}").as_bytes());
+        let ino = u64::from(number);
+        let dir = 1 + number / FILES_PER_DIR;
+        census.files.push(FileRow {
+            ino,
+            ctime: 1,
+            size: 1,
+            class: ino,
+            name,
+            dir,
+            id: NONE,
+            nlink: 1,
+            state: 0,
+        });
+    }
+    census
+}
+
+/// Loading and storing what is known of a guest, beside copying as many bytes in memory.
+fn index(options: &Options) -> Result<String> {
+    let image = Image::make(&options.scratch.join("index"), Format::Ext4, 2 << 30)?;
+    let mounted = image.mount(&options.scratch.join("mnt"))?;
+    let failed = |error: store::Error| std::io::Error::other(error.to_string());
+    let path = mounted.path().join(STORE_NAME);
+    Store::create(&Real, &path, IdentityPolicy::Full).map_err(failed).context("making a store")?;
+    let store = Store::open(&Real, &path, Access::Write, None).map_err(failed).context("opening a store")?;
+    let mut index = Index::open(&store).map_err(failed).context("opening an index")?;
+    let (guest, mut rows) = (Path::new("guest"), vec![]);
+    for files in [10_000, 100_000, 1_000_000] {
+        let files = if options.quick { files / 10 } else { files };
+        let census = census(files);
+        let bytes = 48 * (census.dirs.len() + census.files.len()) + census.names.len();
+        let save = median(options.rounds, || {
+            timed(|| index.store(&[(guest.into(), Some(&census))], None).map_err(failed).context("storing"))
+        })?;
+        let load = median(options.rounds, || {
+            timed(|| {
+                index.census(guest).map(drop).ok_or_else(|| std::io::Error::other("lost")).context("loading")
+            })
+        })?;
+        let memory = vec![1_u8; bytes];
+        let copy = median(options.rounds, || {
+            timed(|| {
+                drop(std::hint::black_box(memory.clone()));
+                Ok(())
+            })
+        })?;
+        let cells = [save, load, copy].map(|s| format!("{:.1}", s * 1e3));
+        rows.push([vec![files.to_string(), format!("{:.1}", bytes as f64 / 1e6)], cells.into()].concat());
+    }
+    Ok(format!(
+        "### Index\n\nMilliseconds for the census of one guest: stored durably in one transaction, loaded and checked. \
+         Limit of loading: copying as many bytes.\n\n{}",
+        table(&["private files", "MB", "store", "load", "copy"], &rows)
+    ))
 }

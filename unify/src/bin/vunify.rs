@@ -344,7 +344,8 @@ impl Setting<'_> {
         let seal = self.choose(wish, store.sample(), store.path())?;
         let mut journal = self.recovered(around, &store)?;
         let session = self.session(around, store.place())?;
-        let mut report = session.unify(&store, &mut journal, seal, &command_line())?;
+        let result = session.unify(&store, &mut journal, seal, &command_line());
+        let mut report = settle_now(around, &store, &mut journal, result)?;
         if self.args.reflink && report.end != Some(RunEnd::Interrupted) {
             self.session(around, store.place())?.reflink(&store, &mut report)?;
         }
@@ -400,7 +401,8 @@ impl Setting<'_> {
         let store = self.open_store(Access::Write)?;
         let mut journal = self.recovered(around, &store)?;
         let session = self.session(around, store.place())?;
-        let report = session.undo(&store, &mut journal, &scope, &command_line())?;
+        let result = session.undo(&store, &mut journal, &scope, &command_line());
+        let report = settle_now(around, &store, &mut journal, result)?;
         Ok(self.report(&report, None))
     }
 
@@ -517,6 +519,17 @@ impl Setting<'_> {
         let event = SkippedEvent { path: PathText::new(&path), reason: skipped.why.name() };
         self.out.detail("skipped", &event, || format!("left alone: {}: {}", event.path, skipped.why));
     }
+}
+
+/// What a run left half-way is settled at once where that is possible, not by the next command: the error
+/// is reported either way.
+fn settle_now<T>(
+    around: &Surroundings<'_>,
+    store: &Store,
+    journal: &mut Journal,
+    result: Result<T, Error>,
+) -> Result<T, Error> {
+    result.inspect_err(|_| drop(recover(around, store, journal)))
 }
 
 /// A regular file on the file system of a store that is not there yet, for asking what can be enforced.
