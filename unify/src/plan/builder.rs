@@ -36,7 +36,8 @@ impl Builder {
             dirs: HashMap::new(),
             names: 0,
             paths: 0,
-            max_names: BATCH_NAMES.min(files / 2) as usize,
+            // A private copy takes two: its own, and the lease on the object.
+            max_names: BATCH_NAMES.min(files / 4) as usize,
             max_dirs: BATCH_DIRS.min(files / 8) as usize,
         }
     }
