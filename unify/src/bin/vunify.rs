@@ -226,7 +226,7 @@ impl Setting<'_> {
         let wait: Option<&dyn Fn() -> bool> = if self.args.common.wait { Some(&go_on) } else { None };
         let store = Store::open(&Real, self.located.path(), access, wait)?;
         if access == Access::Write && !kernel::confine(store.place().root(), store.dir()) {
-            self.out.debug(|| "this kernel has no Landlock: see Limits in the manual of chrooted guests");
+            self.out.debug(|| "no Landlock here: guests that are only chrooted should be down meanwhile");
         }
         self.start_threads();
         Ok(store)
