@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid, XattrFlags};
 
-use crate::{Dir, Errno, File, Result, Seal, Time, Xattrs, seal, sys};
+use crate::{Dir, Errno, File, Protection, Result, Seal, Time, Xattrs, seal, sys};
 
 /// A name in a directory that is held open.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +39,7 @@ pub struct Metadata {
 }
 
 /// Changes, stated as intent. Every effect of the project on a guest or a store is one of these calls.
-pub trait Fs: Sync {
+pub trait Fs: Protection {
     /// Gives the inode at `from` another name.
     fn link(&self, from: At<'_>, to: At<'_>) -> Result<()>;
     /// Gives an open file another name, whatever has become of the one it was opened by.
@@ -64,10 +64,6 @@ pub trait Fs: Sync {
     fn set_metadata(&self, file: &File, metadata: &Metadata) -> Result<()>;
     /// Sets a directory's modification time back to what it was before a name in it was exchanged.
     fn set_dir_mtime(&self, dir: &Dir, mtime: Time) -> Result<()>;
-    /// Puts a seal on an inode.
-    fn seal(&self, file: &File, seal: Seal) -> Result<()>;
-    /// Takes a seal off an inode.
-    fn unseal(&self, file: &File, seal: Seal) -> Result<()>;
     /// Lets two files share the extents of their first `size` bytes, if the kernel finds them equal.
     /// Returns the bytes shared.
     fn dedupe(&self, from: &File, to: &File, size: u64) -> Result<u64>;
@@ -161,14 +157,6 @@ impl Fs for Real {
         fs::futimens(dir, &with_mtime(mtime))
     }
 
-    fn seal(&self, file: &File, seal: Seal) -> Result<()> {
-        seal::seal(file, seal)
-    }
-
-    fn unseal(&self, file: &File, seal: Seal) -> Result<()> {
-        seal::unseal(file, seal)
-    }
-
     fn dedupe(&self, from: &File, to: &File, size: u64) -> Result<u64> {
         // btrfs takes at most 16 MiB a call.
         const STEP: u64 = 16 << 20;
@@ -184,6 +172,16 @@ impl Fs for Real {
 
     fn sync(&self, dir: &Dir) -> Result<()> {
         fs::syncfs(dir)
+    }
+}
+
+impl Protection for Real {
+    fn seal(&self, file: &File, seal: Seal) -> Result<()> {
+        seal::seal(file, seal)
+    }
+
+    fn unseal(&self, file: &File, seal: Seal) -> Result<()> {
+        seal::unseal(file, seal)
     }
 }
 

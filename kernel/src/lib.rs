@@ -7,11 +7,14 @@
 //!   [`Dir`] resolves names beneath itself, without symbolic links and without crossing mounts (law 5).
 //! - [`Fs`] is the one door for changes. [`Real`] opens it; tests put a faulty one in its place.
 //! - [`Leased`] proves that nobody has a file open for writing (law 2).
+//! - [`Contexts`] separates groups of processes from each other; [`bpf`] loads what does it on stock kernels.
 //! - [`Seal`] is the protection of a shared inode, [`probe`] says which seals this host can enforce.
 //!
 //! Calls return the kernel's own [`Errno`]; callers add what they were doing and where.
 
+pub mod bpf;
 mod confine;
+mod contexts;
 mod dirent;
 mod extent;
 mod flags;
@@ -26,13 +29,17 @@ mod view;
 mod xattr;
 
 pub use confine::confine;
+pub use contexts::{
+    Bpf, Capabilities, ContextError, Contexts, Entry as ContextEntry, Ipv4Root, MAX_ADDRESSES, Patch,
+    Properties, Provider, Status as ContextStatus, Which, contexts,
+};
 pub use dirent::{Entry, EntryBuffer};
 pub use extent::{Extent, Layout, first_extent, is_rotational, layout};
 pub use fs::{At, Fs, Metadata, Real, sample_file};
 pub use handle::{Dir, File};
 pub use lease::{Leased, ignore_lease_breaks};
 pub use lock::{LockMode, OfdLock};
-pub use seal::{Offer, Seal, Verdict, probe};
+pub use seal::{Offer, Protection, Seal, Verdict, probe};
 pub use stat::{Kind, Stat, Time};
 pub use view::View;
 pub use xattr::Xattrs;

@@ -77,6 +77,14 @@ impl Seal {
     }
 }
 
+/// Protects inodes: content and metadata become unwritable while names stay free.
+pub trait Protection: Sync {
+    /// Puts a seal on an inode. `EPERM`: not for this caller; `ETXTBSY`: somebody has it open for writing.
+    fn seal(&self, file: &File, seal: Seal) -> Result<()>;
+    /// Takes a seal off an inode. `EPERM`: not for this caller; `EOPNOTSUPP`: it can't be taken off.
+    fn unseal(&self, file: &File, seal: Seal) -> Result<()>;
+}
+
 /// Puts the seal on: all its flags in one call, so that no crash leaves half of it.
 pub(crate) fn seal(file: &File, seal: Seal) -> Result<()> {
     match (seal, seal.flags()) {

@@ -262,3 +262,19 @@ pub(crate) fn project(fd: &impl AsFd) -> Result<u32> {
     ioctl(fd, FS_IOC_FSGETXATTR, &mut attributes)?;
     Ok(attributes.projid)
 }
+
+/// The patched kernel's call to change the context.
+pub(crate) fn new_s_context(number: i64, context: i32, remove: u64, flags: u32) -> Result<()> {
+    // SAFETY: the kernel gets numbers, never an address.
+    let result = unsafe { libc::syscall(number as libc::c_long, context, remove, flags) };
+    if result < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// The patched kernel's call to confine the caller to addresses, which are big-endian.
+pub(crate) fn set_ipv4root(number: i64, addresses: &[u32], broadcast: u32) -> Result<()> {
+    // SAFETY: the kernel reads as many numbers as the slice has, and the slice outlives the call.
+    let result = unsafe {
+        libc::syscall(number as libc::c_long, addresses.as_ptr(), addresses.len() as u32, broadcast)
+    };
+    if result < 0 { Err(last_errno()) } else { Ok(()) }
+}

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use fixtures::{Fault, Faulty, LoopFs, Manifest, Op, Script, Snapshot, need, require_root};
-use kernel::{Dir, Errno, Fs, Real, Seal};
+use kernel::{Dir, Errno, Fs, Protection, Real, Seal};
 use serde_json::Value;
 use store::index::Index;
 use store::journal::{Batch, Journal, RunEnd, RunKind};

@@ -1,0 +1,336 @@
+//! From bytes to programs that are attached and pinned, or to nothing at all.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use aya::maps::MapInfo;
+use aya::programs::{Program, ProgramError, ProgramFd};
+use aya::{Btf, Ebpf, EbpfError, EbpfLoader, Endianness};
+use aya_obj::ProgramSection;
+use aya_obj::generated::bpf_attach_type;
+
+use super::btf::{Hooks, hooks};
+use super::pins::{Held, Pins, State, sign};
+use super::{BpfError, Host, Object, objects, sys};
+use crate::Errno;
+
+/// What a load has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// The programs that are attached, by name.
+    pub attached: Vec<String>,
+    /// The hooks that this kernel does not have.
+    pub left_out: Vec<String>,
+    /// Whether this build was there before, so that nothing was done.
+    pub already: bool,
+}
+
+/// Brings an object into the kernel. Its maps are those that are pinned, if there are any.
+pub fn load(host: &Host, object: &'static Object) -> Result<Loaded, BpfError> {
+    host.check()?;
+    let pins = Pins::of(host);
+    let held = pins.take()?;
+    match pins.state(object)? {
+        State::Loaded => Ok(Loaded { attached: pins.attached(object), already: true, ..Loaded::default() }),
+        State::Other { version } => Err(BpfError::OtherVersion { object: object.name, found: version }),
+        State::Absent => bring(host, &held, object),
+    }
+}
+
+/// Replaces the programs of a loaded object, of whatever version, by this build's; maps stay. The old ones
+/// are attached until the new ones are.
+pub fn reload(host: &Host, object: &'static Object) -> Result<Loaded, BpfError> {
+    host.check()?;
+    let pins = Pins::of(host);
+    let held = pins.take()?;
+    match pins.state(object)? {
+        State::Absent => Err(BpfError::NotLoaded(object.name)),
+        State::Loaded | State::Other { .. } => bring(host, &held, object),
+    }
+}
+
+/// Takes an object out of the kernel, with the maps that no other needs.
+pub fn unload(host: &Host, object: &'static Object) -> Result<(), BpfError> {
+    host.check()?;
+    let pins = Pins::of(host);
+    let held = pins.take()?;
+    if pins.state(object)? == State::Absent {
+        return Err(BpfError::NotLoaded(object.name));
+    }
+    held.retire(object)?;
+    sweep(&held, object.maps)
+}
+
+/// Removes those of the maps that no loaded object needs, and our directory if it is empty then.
+fn sweep(held: &Held<'_>, maps: &[&str]) -> Result<(), BpfError> {
+    let is_loaded = |object: &Object| !matches!(held.pins.state(object), Ok(State::Absent));
+    let loaded: Vec<&Object> = objects::ALL.iter().copied().filter(|object| is_loaded(object)).collect();
+    for map in maps {
+        if !loaded.iter().any(|object| object.maps.contains(map)) {
+            held.forget_map(map)?;
+        }
+    }
+    if loaded.is_empty() {
+        held.tidy();
+    }
+    Ok(())
+}
+
+fn bring(host: &Host, held: &Held<'_>, object: &'static Object) -> Result<Loaded, BpfError> {
+    let attached = stage(host, held, object);
+    if attached.is_err() {
+        // What could not be taken back shows as debris, and is cleared by the next call.
+        let left = held.pins.debris();
+        left.iter().for_each(|path| held.clear(path).unwrap_or(()));
+        sweep(held, object.maps).unwrap_or(());
+    }
+    attached
+}
+
+/// Everything up to the rename that makes it count.
+fn stage(host: &Host, held: &Held<'_>, object: &'static Object) -> Result<Loaded, BpfError> {
+    let fitting = Fitting::of(host, object)?;
+    fitting.check_maps(held.pins)?;
+    let btf = Btf::parse_file(&host.btf, Endianness::default())
+        .map_err(|error| BpfError::BadTypes(error.to_string()))?;
+    let mut ebpf = fitting.maps(host, held.pins, &btf)?;
+    let stage = held.stage(object)?;
+    for one in &fitting.programs {
+        let link = one.attach(host, object, &mut ebpf, &btf)?;
+        let path = stage.join(&one.name);
+        sys::pin(&link, &path).map_err(BpfError::at("pin", path))?;
+    }
+    sign(object, &stage)?;
+    if !(object.is_live)() {
+        return Err(BpfError::Silent { object: object.name });
+    }
+    held.publish(object, &stage)?;
+    let mut attached: Vec<String> = fitting.programs.into_iter().map(|one| one.name).collect();
+    attached.sort_unstable();
+    Ok(Loaded { attached, left_out: fitting.left_out, already: false })
+}
+
+/// The programs of an object that fit this kernel, in the order in which they are attached.
+struct Fitting {
+    object: &'static Object,
+    parsed: aya_obj::Object,
+    programs: Vec<Chosen>,
+    left_out: Vec<String>,
+}
+
+struct Chosen {
+    name: String,
+    place: Place,
+}
+
+/// Where a program is attached.
+enum Place {
+    Lsm,
+    Tracepoint,
+    Cgroup(u32),
+}
+
+/// The hook that a program is for: its name up to `__`.
+pub(super) fn hook_of(program: &str) -> &str {
+    program.split_once("__").map_or(program, |(hook, _)| hook)
+}
+
+/// The number of arguments that a variant is for: `inode_setattr__args3`.
+fn arguments_of(program: &str) -> Option<usize> {
+    program.split_once("__args")?.1.parse().ok()
+}
+
+impl Fitting {
+    fn of(host: &Host, object: &'static Object) -> Result<Self, BpfError> {
+        let unfit = |why: String| BpfError::Unfit { object: object.name, why };
+        let parsed = aya_obj::Object::parse(object.bytes).map_err(|error| unfit(error.to_string()))?;
+        let blob = std::fs::read(&host.btf).map_err(|_| BpfError::NoTypes(host.btf.clone()))?;
+        let hooks = hooks(&blob).map_err(BpfError::BadTypes)?;
+        let mut fitting = Self { object, parsed, programs: Vec::new(), left_out: Vec::new() };
+        let mut names: Vec<String> = fitting.parsed.programs.keys().cloned().collect();
+        names.sort_unstable();
+        for name in names {
+            fitting.choose(&hooks, name)?;
+        }
+        if fitting.programs.iter().any(|one| matches!(one.place, Place::Lsm))
+            && host.is_lsm_active() == Some(false)
+        {
+            return Err(BpfError::NotActive);
+        }
+        let rank = |one: &Chosen| object.last.iter().position(|last| *last == hook_of(&one.name));
+        fitting.programs.sort_by_key(rank); // None, the others, comes first
+        Ok(fitting)
+    }
+
+    fn choose(&mut self, hooks: &Hooks, name: String) -> Result<(), BpfError> {
+        let place = match self.parsed.programs[&name].section {
+            ProgramSection::Lsm { .. } => {
+                let hook = hook_of(&name);
+                match (hooks.get(hook), arguments_of(&name)) {
+                    (Some(has), Some(wants)) if *has != wants => return Ok(()),
+                    (Some(_), _) => Place::Lsm,
+                    (None, _) if self.object.optional.contains(&hook) => {
+                        self.left_out.push(hook.to_owned());
+                        return Ok(());
+                    }
+                    (None, _) => {
+                        return Err(BpfError::NoHook { object: self.object.name, hook: hook.to_owned() });
+                    }
+                }
+            }
+            ProgramSection::RawTracePoint => Place::Tracepoint,
+            ProgramSection::CgroupSockAddr { attach_type } => cgroup(attach_type),
+            ProgramSection::CgroupSockopt { attach_type } => cgroup(attach_type),
+            ProgramSection::CgroupSock { attach_type } => cgroup(attach_type),
+            ref other => {
+                let why = format!("{name} is of a type that the loader does not know: {other:?}");
+                return Err(BpfError::Unfit { object: self.object.name, why });
+            }
+        };
+        self.programs.push(Chosen { name, place });
+        Ok(())
+    }
+
+    /// Pinned maps must have the layout of ours.
+    fn check_maps(&self, pins: &Pins) -> Result<(), BpfError> {
+        for (name, ours) in &self.parsed.maps {
+            let Ok(theirs) = MapInfo::from_pin(pins.map(name)) else { continue };
+            if (theirs.key_size(), theirs.value_size()) != (ours.key_size(), ours.value_size()) {
+                return Err(BpfError::OtherShape { map: name.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Fits the object to the kernel, opens the maps that are pinned and makes and pins the others.
+    fn maps(&self, host: &Host, pins: &Pins, btf: &Btf) -> Result<Ebpf, BpfError> {
+        let mut loader = EbpfLoader::new();
+        loader.btf(Some(btf));
+        for map in self.object.maps {
+            loader.map_pin_path(map, pins.map(map));
+        }
+        for map in objects::SIZED_BY_THREADS.iter().filter(|map| self.object.maps.contains(map)) {
+            loader.map_max_entries(map, host.threads_max());
+        }
+        loader.load(self.object.bytes).map_err(|error| {
+            if permission_denied(&error) {
+                return BpfError::NotPrivileged;
+            }
+            BpfError::Unfit { object: self.object.name, why: chain(&error) }
+        })
+    }
+}
+
+fn cgroup(attach_type: impl Into<bpf_attach_type>) -> Place {
+    Place::Cgroup(attach_type.into() as u32)
+}
+
+impl Chosen {
+    fn attach(
+        &self,
+        host: &Host,
+        object: &'static Object,
+        ebpf: &mut Ebpf,
+        btf: &Btf,
+    ) -> Result<OwnedFd, BpfError> {
+        let missing = || BpfError::Unfit { object: object.name, why: format!("{} got lost", self.name) };
+        let program = ebpf.program_mut(&self.name).ok_or_else(missing)?;
+        let loaded = match program {
+            Program::Lsm(program) => program.load(hook_of(&self.name), btf),
+            Program::RawTracePoint(program) => program.load(),
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSockopt(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
+            _ => return Err(missing()),
+        };
+        let fd: &ProgramFd =
+            loaded.and_then(|()| program.fd()).map_err(|error| refusal(host, object, &self.name, &error))?;
+        let attached = match self.place {
+            Place::Lsm => sys::attach_tracepoint(&fd.as_fd(), None),
+            Place::Tracepoint => sys::attach_tracepoint(&fd.as_fd(), Some(hook_of(&self.name))),
+            Place::Cgroup(attach_type) => {
+                let path = host.cgroup()?;
+                let root = open(&path)?;
+                sys::attach_cgroup(&fd.as_fd(), &root, attach_type)
+            }
+        };
+        attached.map_err(|errno| match errno {
+            Errno::PERM => BpfError::Refused { object: object.name, program: self.name.clone() },
+            errno => BpfError::at("attach", object.name)(errno),
+        })
+    }
+}
+
+fn open(path: &Path) -> Result<File, BpfError> {
+    let failed = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    File::open(path).map_err(|error| BpfError::at("open", path)(failed(error)))
+}
+
+/// Why a program was not loaded: who said no.
+fn refusal(host: &Host, object: &'static Object, program: &str, error: &ProgramError) -> BpfError {
+    let (object, program) = (object.name, program.to_owned());
+    if let Some(mode) = host.lockdown().filter(|mode| mode == "confidentiality") {
+        return BpfError::LockedDown { mode, object, program };
+    }
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            if io_error.raw_os_error() == Some(libc::EPERM) && log.trim().is_empty() {
+                return BpfError::Refused { object, program };
+            }
+            BpfError::Verifier { object, program, why: format!("{io_error}: {}", last_words(&log)) }
+        }
+        other => BpfError::Verifier { object, program, why: chain(other) },
+    }
+}
+
+/// The end of a verifier's log, without its statistics.
+fn last_words(log: &str) -> String {
+    let telling = |line: &&str| !line.trim().is_empty() && !line.starts_with("processed ");
+    let mut lines: Vec<&str> = log.lines().filter(telling).rev().take(3).collect();
+    lines.reverse();
+    lines.join("; ")
+}
+
+/// An error with all its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn permission_denied(error: &EbpfError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return error.kind() == std::io::ErrorKind::PermissionDenied;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_say_hook_and_variant() {
+        assert_eq!(hook_of("inode_setattr__args3"), "inode_setattr");
+        assert_eq!(hook_of("file_open"), "file_open");
+        assert_eq!(arguments_of("inode_setattr__args3"), Some(3));
+        assert_eq!(arguments_of("inode_setattr"), None);
+    }
+
+    #[test]
+    fn the_verifier_is_quoted_without_its_statistics() {
+        let log = "0: (bf) r6 = r1\nR1 invalid mem access\nprocessed 1 insns (limit 1000000)\n\n";
+        assert_eq!(last_words(log), "0: (bf) r6 = r1; R1 invalid mem access");
+        assert_eq!(last_words(""), "");
+    }
+}

@@ -1,0 +1,136 @@
+//! The calls that programs answer, and those that attach and pin. With `kernel/src/sys.rs`, the only unsafe code.
+#![allow(unsafe_code)] // this module is an edge; each block states why it is sound
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::abi;
+use crate::{Errno, Result};
+
+// enum bpf_cmd of linux/bpf.h
+const BPF_OBJ_PIN: libc::c_int = 6;
+const BPF_RAW_TRACEPOINT_OPEN: libc::c_int = 17;
+const BPF_LINK_CREATE: libc::c_int = 28;
+/// `BPF_F_ALLOW_MULTI` does not apply to links: they always are.
+const NO_FLAGS: u32 = 0;
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+fn bpf<T>(command: libc::c_int, attributes: &T) -> Result<libc::c_long> {
+    // SAFETY: every caller pairs `command` with the `repr(C)` prefix of `union bpf_attr` that it reads; the
+    // kernel takes a shorter one than its own as zero-filled. The reference outlives the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+    if result < 0 { Err(last_errno()) } else { Ok(result) }
+}
+
+fn owned(fd: libc::c_long) -> OwnedFd {
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) }
+}
+
+#[repr(C)]
+struct Tracepoint {
+    name: u64,
+    program: u32,
+    reserved: u32,
+}
+
+/// Attaches to the LSM hook that a program was loaded for (no name), or to a raw tracepoint.
+pub(super) fn attach_tracepoint(program: &impl AsFd, name: Option<&str>) -> Result<OwnedFd> {
+    let name = name.map(|name| CString::new(name).map_err(|_| Errno::INVAL)).transpose()?;
+    let pointer = name.as_ref().map_or(0, |name| name.as_ptr() as u64);
+    let attributes = Tracepoint { name: pointer, program: program.as_fd().as_raw_fd() as u32, reserved: 0 };
+    bpf(BPF_RAW_TRACEPOINT_OPEN, &attributes).map(owned)
+}
+
+#[repr(C)]
+struct LinkCreate {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// Attaches to a control group and all below it.
+pub(super) fn attach_cgroup(program: &impl AsFd, cgroup: &impl AsFd, attach_type: u32) -> Result<OwnedFd> {
+    let attributes = LinkCreate {
+        program: program.as_fd().as_raw_fd() as u32,
+        target: cgroup.as_fd().as_raw_fd() as u32,
+        attach_type,
+        flags: NO_FLAGS,
+    };
+    bpf(BPF_LINK_CREATE, &attributes).map(owned)
+}
+
+#[repr(C)]
+struct ObjectPath {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// Gives a link a name in the bpf file system, so that it outlives its descriptors.
+pub(super) fn pin(link: &impl AsFd, path: &Path) -> Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
+    let attributes = ObjectPath { path: path.as_ptr() as u64, fd: link.as_fd().as_raw_fd() as u32, flags: 0 };
+    bpf(BPF_OBJ_PIN, &attributes).map(drop)
+}
+
+/// What a call that our programs answer came back with: `Ok(payload)` if one did.
+fn answer(result: libc::c_int) -> Result<u32> {
+    if result >= 0 {
+        return Err(Errno::NOSYS); // something else knows this call
+    }
+    let errno = last_errno();
+    let payload = errno.raw_os_error() - abi::ANSWER;
+    if (0..1 << abi::ANSWER_BITS).contains(&payload) { Ok(payload as u32) } else { Err(errno) }
+}
+
+/// A private call by `prctl(2)`. `EINVAL`: no program is loaded that knows it.
+pub(crate) fn prctl_answer(what: u64, a: u64, b: u64, c: u64) -> Result<u32> {
+    // SAFETY: the kernel gets numbers, never an address.
+    answer(unsafe { libc::prctl(abi::PRCTL, what, a, b, c) })
+}
+
+/// A private call by `ioctl(2)`. `ENOTTY`: no program is loaded that knows it.
+pub(crate) fn ioctl_answer(file: &impl AsFd, request: libc::c_ulong) -> Result<u32> {
+    // SAFETY: these requests take no argument.
+    answer(unsafe { libc::ioctl(file.as_fd().as_raw_fd(), request, 0) })
+}
+
+/// Gives the calling thread its addresses.
+pub(crate) fn setsockopt_root(socket: &impl AsFd, root: &abi::Root) -> Result<()> {
+    // SAFETY: the kernel reads as many bytes as the structure has; the reference outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            abi::SOL,
+            abi::SO_SET_ROOT,
+            std::ptr::from_ref(root).cast(),
+            size_of::<abi::Root>() as libc::socklen_t,
+        )
+    };
+    if result < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// The addresses of the calling thread.
+pub(crate) fn getsockopt_root(socket: &impl AsFd) -> Result<abi::Root> {
+    let mut root = abi::Root::default();
+    let mut size = size_of::<abi::Root>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `size` bytes, which is the structure's size; any bytes are valid in it.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            abi::SOL,
+            abi::SO_GET_ROOT,
+            std::ptr::from_mut(&mut root).cast(),
+            &raw mut size,
+        )
+    };
+    if result < 0 { Err(last_errno()) } else { Ok(root) }
+}
