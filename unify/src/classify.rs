@@ -56,11 +56,13 @@ pub enum Reason {
     Rule,
     /// Below `min-size`.
     TooSmall,
+    /// Above `max-size`.
+    TooLarge,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::NotRegular,
         Self::Empty,
         Self::Setid,
@@ -71,6 +73,7 @@ impl Reason {
         Self::WrittenInPlace,
         Self::Rule,
         Self::TooSmall,
+        Self::TooLarge,
     ];
 
     /// A short name that stays the same from version to version, for JSON.
@@ -86,6 +89,7 @@ impl Reason {
             Self::WrittenInPlace => "written-in-place",
             Self::Rule => "rule",
             Self::TooSmall => "too-small",
+            Self::TooLarge => "too-large",
         }
     }
 }
@@ -103,6 +107,7 @@ impl fmt::Display for Reason {
             Self::WrittenInPlace => "not owned by a package and written in place by the system",
             Self::Rule => "excluded by a rule of the policy",
             Self::TooSmall => "smaller than the policy's min-size",
+            Self::TooLarge => "larger than the policy's max-size",
         })
     }
 }
@@ -215,8 +220,12 @@ impl DirPolicy<'_> {
         let number = self.rule(name);
         let rule = number.map(|number| &self.policy.rules[number]);
         let reason = self.reason(name, owner, rule);
-        let small = (stat.size < self.policy.options.min_size).then_some(Reason::TooSmall);
-        (reason.or(small).map_or(Class::Candidate, Class::Private), number)
+        let size = match stat.size {
+            size if size < self.policy.options.min_size => Some(Reason::TooSmall),
+            size if size > self.policy.options.max_size => Some(Reason::TooLarge),
+            _ => None,
+        };
+        (reason.or(size).map_or(Class::Candidate, Class::Private), number)
     }
 
     /// The last rule that matches.
@@ -301,6 +310,9 @@ pub fn explain(
         }
         Class::Private(Reason::TooSmall) => {
             format!("{} bytes: smaller than min-size = {}", stat.size, policy.options.min_size)
+        }
+        Class::Private(Reason::TooLarge) => {
+            format!("{} bytes: larger than max-size = {}", stat.size, policy.options.max_size)
         }
         Class::Private(reason) => reason.to_string(),
     };

@@ -127,7 +127,9 @@ impl DirJudge<'_> {
         }
         match self.policy.classify(name, stat, owner) {
             Class::Candidate => Verdict::Candidate,
-            Class::Private(why @ (Reason::Empty | Reason::Setid | Reason::TooSmall)) => Verdict::ForNow(why),
+            Class::Private(why @ (Reason::Empty | Reason::Setid | Reason::TooSmall | Reason::TooLarge)) => {
+                Verdict::ForNow(why)
+            }
             Class::Private(_) => Verdict::Fixed,
         }
     }

@@ -26,6 +26,7 @@ pub mod protection;
 mod recover;
 mod reflink;
 mod session;
+mod start;
 mod undo;
 mod walk;
 
@@ -40,4 +41,5 @@ pub use plan::{Plan, Size};
 pub use recover::{Outcome as Recovered, recover};
 pub use reflink::{Reflinks, Shareable};
 pub use session::{Report, Session};
+pub use start::{UNCONFINED, start};
 pub use undo::{Scope, guests_of_run};

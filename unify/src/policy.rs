@@ -10,6 +10,7 @@
 //! setid = false          # never share setuid and setgid files
 //! mtime = "keep"         # or "relax": files that differ in their time alone become one
 //! min-size = 0           # bytes; smaller files stay private
+//! max-size = 68719476736 # bytes; larger files stay private, and are not read
 //!
 //! [[rule]]
 //! paths = ["/opt/*/data/**"]
@@ -81,7 +82,7 @@ pub enum Mtime {
 }
 
 /// What is not decided file by file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Share setuid and setgid files.
     pub setid: bool,
@@ -89,6 +90,15 @@ pub struct Options {
     pub mtime: Mtime,
     /// Files below this many bytes stay private.
     pub min_size: u64,
+    /// Files above this many bytes stay private. A guest that can clone extents makes files of any size out of
+    /// nothing; this bounds what it can make a run read.
+    pub max_size: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { setid: false, mtime: Mtime::default(), min_size: 0, max_size: 64 << 30 }
+    }
 }
 
 /// A policy ready for use.
@@ -136,6 +146,7 @@ struct OptionsTable {
     setid: Option<bool>,
     mtime: Option<Mtime>,
     min_size: Option<u64>,
+    max_size: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -184,6 +195,7 @@ impl Policy {
         self.options.setid = options.setid.unwrap_or(self.options.setid);
         self.options.mtime = options.mtime.unwrap_or(self.options.mtime);
         self.options.min_size = options.min_size.unwrap_or(self.options.min_size);
+        self.options.max_size = options.max_size.unwrap_or(self.options.max_size);
         self.rules.extend(rules);
         self.texts.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
         Ok(())
@@ -327,7 +339,7 @@ mod tests {
         policy.add("version = 1\n[options]\nsetid = true\nmin-size = 4096", Path::new("host")).unwrap();
         let host = policy.digest();
         policy.add("version = 1\n[options]\nmtime = \"relax\"\nsetid = false", Path::new("guest")).unwrap();
-        assert_eq!(policy.options(), Options { setid: false, mtime: Mtime::Relax, min_size: 4096 });
+        assert_eq!(policy.options(), Options { mtime: Mtime::Relax, min_size: 4096, ..Options::default() });
         assert!(empty != host && host != policy.digest());
     }
 

@@ -46,6 +46,8 @@ pub struct Report {
     pub private: u64,
     /// Files and bytes that were read.
     pub read: (u64, u64),
+    /// How long reading and hashing took, in seconds.
+    pub read_seconds: f64,
     /// What was planned.
     pub planned: Size,
     /// What was done.
@@ -229,6 +231,7 @@ impl<'a> Session<'a> {
             rotational: kernel::is_rotational(self.place.dev()),
             bytes_read: Count::default(),
             files_read: Count::default(),
+            read_micros: Count::default(),
         };
         planner.plan(censuses)
     }
@@ -258,6 +261,7 @@ impl Report {
     fn of(plan: &Plan<'_>, objects: usize) -> Self {
         let mut report = Self {
             read: (plan.files_read, plan.bytes_read),
+            read_seconds: plan.read_seconds,
             planned: plan.size(),
             corrupt: plan.corrupt.clone(),
             objects: objects as u64,

@@ -66,6 +66,8 @@ struct Found {
     dirs: Vec<(u32, u64, Option<u32>)>,
     unified: u32,
     fixed: u32,
+    /// Something in it could not be looked at: the next run tries again.
+    is_partial: bool,
 }
 
 impl Found {
@@ -159,7 +161,10 @@ impl<'a> Walk<'a> {
                     found.files.push(FileRow { name, ..*file });
                 }
                 Ok(stat) => self.judge(&mut judge, task, name, &stat, &mut found),
-                Err(errno) => self.skip(&task.path, name, Skip::from_errno(errno)),
+                Err(errno) => {
+                    found.is_partial = true;
+                    self.skip(&task.path, name, Skip::from_errno(errno));
+                }
             }
         }
         found
@@ -182,7 +187,10 @@ impl<'a> Walk<'a> {
                                 found.add_dir(entry.name, stat.ino, None);
                             }
                             Ok(stat) => self.judge(&mut judge, task, entry.name, &stat, &mut found),
-                            Err(errno) => self.skip(&task.path, entry.name, Skip::from_errno(errno)),
+                            Err(errno) => {
+                                found.is_partial = true;
+                                self.skip(&task.path, entry.name, Skip::from_errno(errno));
+                            }
                         },
                         _ => found.fixed += 1,
                     }
@@ -252,7 +260,7 @@ fn add(census: &mut Census, row: u32, found: &Found) -> Option<u32> {
     let dir = &mut census.dirs[row as usize];
     if let Some(stat) = found.stat {
         dir.ino = stat.ino;
-        dir.ctime = stat.ctime.to_nanos();
+        dir.ctime = if found.is_partial { DirRow::UNSETTLED } else { stat.ctime.to_nanos() };
     }
     dir.first_dir = first_dir;
     dir.dirs = found.dirs.len() as u32;

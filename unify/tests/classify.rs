@@ -149,6 +149,10 @@ fn what_a_file_is_comes_before_where_it_is() {
     options.add("version = 1\n[options]\nsetid = true\nmin-size = 101", Path::new("p")).unwrap();
     assert_eq!(decide(&options, |stat| stat.mode = 0o4755), "too-small");
     assert_eq!(decide(&options, |stat| (stat.mode, stat.size) = (0o4755, 101)), "shared");
+    assert_eq!(decide(&options, |stat| stat.size = (64 << 30) + 1), "too-large");
+    options.add("version = 1\n[options]\nmax-size = 4096", Path::new("q")).unwrap();
+    assert_eq!(decide(&options, |stat| stat.size = 4096), "shared");
+    assert_eq!(decide(&options, |stat| stat.size = 4097), "too-large");
 }
 
 #[test]

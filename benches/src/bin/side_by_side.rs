@@ -326,7 +326,7 @@ fn checksums(all: &str, work: &Path) -> Result<Vec<(&'static str, String)>> {
 fn hashing_figure(output: &Path) -> Option<(f64, f64)> {
     let text = std::fs::read_to_string(output).ok()?;
     let summary: serde_json::Value = serde_json::from_str(text.lines().last()?).ok()?;
-    Some((summary.get("hashed_bytes")?.as_f64()?, summary.get("hash_seconds")?.as_f64()?))
+    Some((summary.get("bytes_read")?.as_f64()?, summary.get("read_seconds")?.as_f64()?))
 }
 
 /// The end of what a command printed.

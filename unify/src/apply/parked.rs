@@ -68,6 +68,11 @@ impl Parking {
     pub(crate) fn name(seq: u32, number: u32) -> Vec<u8> {
         format!("{seq}.{number}").into_bytes()
     }
+
+    /// The batch that a parked name belongs to.
+    pub(crate) fn batch_of(name: &[u8]) -> Option<u32> {
+        std::str::from_utf8(name).ok()?.split_once('.')?.0.parse().ok()
+    }
 }
 
 /// What came of an exchange.

@@ -46,6 +46,7 @@ pub(crate) struct Planner<'a> {
     pub(crate) rotational: bool,
     pub(crate) bytes_read: Count,
     pub(crate) files_read: Count,
+    pub(crate) read_micros: Count,
 }
 
 impl<'a> Planner<'a> {
@@ -73,7 +74,9 @@ impl<'a> Planner<'a> {
         let censuses: &'a [Census] = censuses;
         assigned.order(&items, censuses);
         let (bytes_read, files_read) = (self.bytes_read.get(), self.files_read.get());
-        Ok(Plan { guests: self.guests, censuses, items, assigned, corrupt, bytes_read, files_read })
+        let read_seconds = self.read_micros.get() as f64 / 1e6;
+        let guests = self.guests;
+        Ok(Plan { guests, censuses, items, assigned, corrupt, bytes_read, files_read, read_seconds })
     }
 
     /// Calls `each` with inodes worth reading, in chunks that end where a class ends.

@@ -49,6 +49,8 @@ pub struct Plan<'a> {
     pub bytes_read: u64,
     /// Files that were read.
     pub files_read: u64,
+    /// How long that took, in seconds.
+    pub read_seconds: f64,
 }
 
 impl Plan<'_> {

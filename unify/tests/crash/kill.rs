@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fixtures::faulty::{Fault, Faulty, Script, When};
+use fixtures::faulty::{Fault, Faulty, Op, Script, When};
 use fixtures::{Manifest, Rng, Snapshot, rerun_test};
 use kernel::Seal;
 
@@ -51,6 +51,34 @@ fn at_every_call(test: &str, act: Act) {
 #[test]
 fn at_every_call_of_unify() {
     at_every_call("kill::at_every_call_of_unify", Act::Unify);
+}
+
+/// Recovery gives a directory its time back, unless its guest has changed the directory since.
+#[test]
+fn what_a_guest_did_since_keeps_its_time() {
+    if let Ok(base) = std::env::var(BASE) {
+        return die(&base, Act::Unify);
+    }
+    let rehearsal = quick_place();
+    let (_, ops) = in_order(|| Scene::rehearse(rehearsal.path(), Act::Unify, Seal::None));
+    let exchanged = ops.iter().position(|op| *op == Op::Exchange).unwrap() + 1;
+    let place = quick_place();
+    let scene = Scene::new(place.path(), Act::Unify, Seal::None);
+    let base = scene.world.base.to_str().unwrap();
+    let test = "kill::what_a_guest_did_since_keeps_its_time";
+    rerun_test(test, &[(BASE, base), (CALL, &exchanged.to_string()), (WHEN, "after")]);
+    std::thread::sleep(Duration::from_millis(60)); // the stamps of a tick are the same
+    let time = |dir: &PathBuf| std::fs::metadata(dir).unwrap().modified().unwrap();
+    let dirs: Vec<PathBuf> = (scene.world.guests.iter())
+        .flat_map(|guest| ["usr/bin", "usr/lib", "usr/share"].map(|dir| guest.join(dir)))
+        .collect();
+    for dir in &dirs {
+        std::fs::write(dir.join("since"), "the guest's").unwrap();
+    }
+    let before: Vec<_> = dirs.iter().map(time).collect();
+    let outcome = scene.world.recover(&REAL).unwrap();
+    assert!(outcome.run.is_some() && outcome.completed > 0, "{outcome:?}");
+    assert_eq!(dirs.iter().map(time).collect::<Vec<_>>(), before);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use kernel::Real;
 use store::journal::Journal;
 use store::{Access, Located, STORE_NAME, Store};
 use unify::maintain::{Known, known_guests};
-use unify::{Error, Observer, Surroundings, recover};
+use unify::{Error, Observer, Surroundings, UNCONFINED, recover, start};
 
 /// Look after a store of shared files
 ///
@@ -116,6 +116,7 @@ struct Setting<'a> {
     out: &'a Out,
     interrupt: &'a Interrupt,
     wait: bool,
+    threads: usize,
     store: Option<&'a Path>,
     around: Surroundings<'a>,
 }
@@ -136,15 +137,12 @@ impl Observer for Progress {
 
 fn run(args: Args, out: &Out) -> Result<Exit, Problem> {
     let interrupt = Interrupt::install().map_err(|error| Problem::new(error.to_string()).exit(Exit::Bug))?;
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(args.common.threads().get())
-        .build_global()
-        .map_err(|error| Problem::new(error.to_string()).exit(Exit::Unable))?;
     kernel::raise_open_file_limit();
     let bars = Progress(out.bars());
     let around = Surroundings { fs: &Real, observer: &bars, stop: interrupt.flag() };
     let wait = args.common.wait;
-    let setting = Setting { out, interrupt: &interrupt, wait, store: args.store.as_deref(), around };
+    let (store, threads) = (args.store.as_deref(), args.common.threads().get());
+    let setting = Setting { out, interrupt: &interrupt, wait, threads, store, around };
     let result = match args.what {
         What::Status(args) => look::status(&setting, &args),
         What::Log(args) => look::log(&setting, &args),
@@ -167,7 +165,11 @@ impl Setting<'_> {
     fn open_at(&self, path: &Path, access: Access) -> Result<Store, Problem> {
         let go_on = || !self.interrupt.requested();
         let wait: Option<&dyn Fn() -> bool> = if self.wait { Some(&go_on) } else { None };
-        Ok(Store::open(&Real, path, access, wait).map_err(Error::from)?)
+        let store = Store::open(&Real, path, access, wait).map_err(Error::from)?;
+        if !start(&store, access, self.threads) {
+            self.out.debug(|| UNCONFINED);
+        }
+        Ok(store)
     }
 
     /// The store, and the guests among `places`. Only what is named `.store` is taken for a store: a guest

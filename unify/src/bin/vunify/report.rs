@@ -1,0 +1,281 @@
+//! Telling what is planned, what was done, and what was left alone.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use cli::{Count, Exit, HumanBytes, PathText, Problem};
+use kernel::Seal;
+use serde::Serialize;
+use store::journal::{Action, Batch, RunEnd, Verb};
+use unify::{Explanation, Report, Shareable, Skipped, State};
+
+use crate::{Args, Setting, usual_store};
+
+impl Setting<'_> {
+    pub(crate) fn show(&self, batch: &Batch, action: &Action) {
+        let places: Vec<PathBuf> = action
+            .names
+            .iter()
+            .map(|name| {
+                let (guest, path) = batch.place(name);
+                self.located.path().with_file_name("").join(guest).join(path)
+            })
+            .collect();
+        let shown = Shown {
+            verb: action.verb.name(),
+            object: action.object.to_string(),
+            bytes: action.size,
+            paths: places.iter().map(PathText::new).collect(),
+        };
+        let what = match action.verb {
+            Verb::Admit => "keep and share",
+            Verb::Link => "replace by the shared file",
+            Verb::Detach => "replace by a private copy",
+            Verb::Retire => "make private where it is",
+            Verb::Repair => "replace by a good object",
+        };
+        self.out.event("action", &shown, || {
+            let paths: Vec<String> = shown.paths.iter().map(ToString::to_string).collect();
+            format!("{what}: {}", paths.join(" "))
+        });
+    }
+
+    pub(crate) fn show_shareable(&self, shareable: &Shareable) {
+        let shown = ShownShareable {
+            source: PathText::new(&shareable.source),
+            bytes: shareable.bytes,
+            paths: shareable.paths.iter().map(PathText::new).collect(),
+        };
+        self.out.event("shareable", &shown, || {
+            let paths: Vec<String> = shown.paths.iter().map(ToString::to_string).collect();
+            format!("share blocks of {}: {}", shown.source, paths.join(" "))
+        });
+    }
+
+    pub(crate) fn report(&self, report: &Report, seal: Option<Seal>) -> Exit {
+        for skipped in &report.skipped_files {
+            self.tell_skipped(skipped);
+        }
+        for name in &report.corrupt {
+            self.out.warn(
+                &Problem::new("an object was not what its name says and is in quarantine")
+                    .at(&name.file_name())
+                    .cure("run vstore scrub to see which guests have it"),
+            );
+        }
+        if report.reflinks.is_some_and(|reflinks| !reflinks.supported) {
+            self.out.warn(
+                &Problem::new("this file system cannot share blocks between files: --reflink did nothing")
+                    .at(self.located.path())
+                    .cure("keep guests on btrfs, or on xfs made with reflink=1"),
+            );
+        }
+        let summary = Summary::new(self, report, seal);
+        self.out.summary(&summary, || summary.text(report, self.args));
+        match report.end {
+            Some(RunEnd::Interrupted) => Exit::Interrupted,
+            _ if report.has_failures() => Exit::Partly,
+            _ => Exit::Done,
+        }
+    }
+
+    pub(crate) fn show_explanation(&self, answer: &Explanation) {
+        let text = || format!("{}: {}", PathText::new(&answer.path), answer.why);
+        self.out.event("explanation", &explained(answer), text);
+    }
+
+    /// A failure is a warning; what a live guest does to its own files is told to those who ask for more.
+    fn tell_skipped(&self, skipped: &Skipped) {
+        let path = self.located.path().with_file_name("").join(&skipped.guest).join(&skipped.path);
+        if skipped.why.is_failure() {
+            self.out.warn(&Problem::new(format!("left alone: {}", skipped.why)).at(&path));
+            return;
+        }
+        let event = SkippedEvent { path: PathText::new(&path), reason: skipped.why.name() };
+        self.out.detail("skipped", &event, || format!("left alone: {}: {}", event.path, skipped.why));
+    }
+}
+
+#[derive(Serialize)]
+struct Shown<'a> {
+    verb: &'static str,
+    object: String,
+    bytes: u64,
+    paths: Vec<PathText<'a>>,
+}
+
+#[derive(Serialize)]
+struct ShownShareable<'a> {
+    source: PathText<'a>,
+    bytes: u64,
+    paths: Vec<PathText<'a>>,
+}
+
+#[derive(Serialize)]
+struct SkippedEvent<'a> {
+    path: PathText<'a>,
+    reason: &'static str,
+}
+
+#[derive(Serialize)]
+struct Explained<'a> {
+    path: PathText<'a>,
+    state: &'static str,
+    object: Option<String>,
+    names: Option<u32>,
+    why: &'a str,
+}
+
+fn explained(answer: &Explanation) -> Explained<'_> {
+    let (state, object, names) = match &answer.state {
+        State::Shared { object, names } => ("shared", Some(object.to_string()), Some(*names)),
+        State::Candidate => ("candidate", None, None),
+        State::Private => ("private", None, None),
+    };
+    Explained { path: PathText::new(&answer.path), state, object, names, why: &answer.why }
+}
+
+/// The last line of a run.
+#[derive(Serialize)]
+struct Summary<'a> {
+    store: PathText<'a>,
+    guests: usize,
+    run: Option<i64>,
+    end: Option<&'static str>,
+    seal: Option<&'static str>,
+    dirs: u64,
+    names_unified_before: u64,
+    names_candidate: u64,
+    names_private: u64,
+    files_read: u64,
+    bytes_read: u64,
+    planned_objects: u64,
+    planned_files: u64,
+    planned_names: u64,
+    planned_bytes: u64,
+    admitted: u64,
+    linked: u64,
+    detached: u64,
+    retired: u64,
+    not_done: u64,
+    bytes_freed: u64,
+    bytes_taken: u64,
+    objects: u64,
+    /// With `--reflink` only; in a dry run, what would be shared.
+    reflinked_files: Option<u64>,
+    reflinked_bytes: Option<u64>,
+    /// Reading and hashing, by the clock on the wall.
+    read_seconds: f64,
+    skipped: BTreeMap<&'static str, u64>,
+    corrupt: Vec<String>,
+}
+
+impl<'a> Summary<'a> {
+    fn new(setting: &'a Setting<'_>, report: &Report, seal: Option<Seal>) -> Self {
+        Self {
+            store: PathText::new(setting.located.path()),
+            guests: setting.roots.len(),
+            run: report.run,
+            end: report.end.map(RunEnd::name),
+            seal: seal.map(Seal::name),
+            dirs: report.dirs,
+            names_unified_before: report.unified,
+            names_candidate: report.candidates,
+            names_private: report.private,
+            files_read: report.read.0,
+            bytes_read: report.read.1,
+            planned_objects: report.planned.admits,
+            planned_files: report.planned.links,
+            planned_names: report.planned.names,
+            planned_bytes: report.planned.bytes,
+            admitted: report.done.admitted,
+            linked: report.done.linked,
+            detached: report.done.detached,
+            retired: report.done.retired,
+            not_done: report.done.not_done,
+            bytes_freed: report.done.freed,
+            bytes_taken: report.done.taken,
+            objects: report.objects,
+            reflinked_files: report.reflinks.map(|reflinks| reflinks.files),
+            reflinked_bytes: report.reflinks.map(|reflinks| reflinks.bytes),
+            read_seconds: report.read_seconds,
+            skipped: report.skipped.clone(),
+            corrupt: report.corrupt.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    /// How a run is taken back: with the store named where no guest's usual place leads to it.
+    fn way_back(&self, run: i64, args: &Args) -> String {
+        if args.undo {
+            return String::new();
+        }
+        let usual = usual_store().is_ok_and(|located| located.path() == self.store.as_path());
+        let store = if usual { String::new() } else { format!(" --store {}", self.store) };
+        format!(", vunify --undo --run {run}{store} takes it back")
+    }
+
+    fn text(&self, report: &Report, args: &Args) -> String {
+        let mut lines = Vec::new();
+        let (planned, done) = (&report.planned, &report.done);
+        if args.undo {
+            lines.push(if args.dry.dry_run {
+                format!(
+                    "would make {} files private: {} by copying {}",
+                    Count(planned.links + planned.admits),
+                    Count(planned.links),
+                    HumanBytes(planned.bytes)
+                )
+            } else {
+                format!(
+                    "made {} files private: {} by copying {}, {} where they were",
+                    Count(done.detached + done.retired),
+                    Count(done.detached),
+                    HumanBytes(done.taken),
+                    Count(done.retired)
+                )
+            });
+        } else {
+            lines.push(format!(
+                "looked at {} guests, {} directories: {} names shared before, {} could be, {} private",
+                Count(self.guests as u64),
+                Count(report.dirs),
+                Count(report.unified),
+                Count(report.candidates),
+                Count(report.private)
+            ));
+            lines.push(format!("read {} files, {}", Count(report.read.0), HumanBytes(report.read.1)));
+            lines.push(if args.dry.dry_run {
+                format!(
+                    "would share {} more files and replace {} by them, giving back about {}",
+                    Count(planned.admits),
+                    Count(planned.links),
+                    HumanBytes(planned.bytes)
+                )
+            } else {
+                format!(
+                    "shared {} more files and replaced {} by them, giving back {}",
+                    Count(done.admitted),
+                    Count(done.linked),
+                    HumanBytes(done.freed)
+                )
+            });
+        }
+        if let Some(reflinks) = report.reflinks.filter(|reflinks| reflinks.supported) {
+            let (files, bytes) = (Count(reflinks.files), HumanBytes(reflinks.bytes));
+            lines.push(if args.dry.dry_run {
+                format!("would let {files} private files share the blocks of others, {bytes}")
+            } else {
+                format!("let {files} private files share the blocks of others, {bytes}")
+            });
+        }
+        if !report.skipped.is_empty() {
+            let kinds: Vec<String> =
+                report.skipped.iter().map(|(kind, count)| format!("{} {kind}", Count(*count))).collect();
+            lines.push(format!("left alone: {} (--verbose names them)", kinds.join(", ")));
+        }
+        if let Some(run) = report.run {
+            lines.push(format!("run {run}: vstore log {run} shows it{}", self.way_back(run, args)));
+        }
+        lines.join("\n")
+    }
+}
