@@ -8,8 +8,8 @@ use fixtures::loopfs::FsKind;
 use kernel::{Errno, Protection, Seal};
 
 use crate::case::{Cell, Place, spell};
-use crate::laws;
-use crate::matrix::Finding;
+use crate::laws::{self, Laws};
+use crate::matrix::{Finding, NOWHERE};
 use crate::raw;
 
 /// What stands behind a seal.
@@ -54,7 +54,7 @@ impl Provider {
             Self::None | Self::Immutable | Self::Patch => Ok(()),
             Self::Bpf => load_programs(),
             Self::PatchTag => {
-                let switch = "/proc/sys/fs/vserver_honour_bpf_tag";
+                let switch = "/proc/sys/fs/vserver/honour_tag";
                 std::fs::write(switch, "1").map_err(|error| format!("{switch}: {error}"))
             }
         }
@@ -124,10 +124,13 @@ pub(crate) fn agent(arguments: &[String]) -> Result<(), String> {
             } else {
                 try_all(&place, why_not)
             };
-            report(column, fs, findings);
+            report(column, fs.name(), findings);
             if !after_reboot {
                 leave(&place, provider).ok();
             }
+        }
+        if !after_reboot && matches!(provider, Provider::None | Provider::Bpf | Provider::Patch) {
+            report(column, NOWHERE, try_contexts(provider, started.err()));
         }
     }
     raw::call(libc::SYS_sync, &[]).ok();
@@ -144,15 +147,35 @@ fn unusable(provider: Provider, fs: FsKind, started: &Result<(), String>) -> Opt
 
 type Found = (&'static str, &'static str, Cell);
 
+fn is_wanted(name: &str) -> bool {
+    std::env::var("CONFORMANCE_ONLY").is_ok_and(|only| name.contains(&only))
+        || std::env::var_os("CONFORMANCE_ONLY").is_none()
+}
+
 fn try_all(place: &Place, why_not: Option<String>) -> Vec<Found> {
-    let only = std::env::var("CONFORMANCE_ONLY").ok();
-    let wanted = |name: &str| only.as_ref().is_none_or(|only| name.contains(only.as_str()));
     let mut all = Vec::new();
-    for group in laws::LINK_INVERT {
-        for law in group.laws.iter().filter(|law| wanted(law.name) && group.name != laws::REBOOT) {
+    for group in laws::ALL.iter().filter(|group| group.name != laws::REBOOT) {
+        let Laws::Files(table) = group.laws else { continue };
+        for law in table.iter().filter(|law| is_wanted(law.name)) {
             let cell = match &why_not {
                 Some(why) => Cell::Skipped(why.clone()),
                 None => place.try_law(law),
+            };
+            all.push((group.name, law.name, cell));
+        }
+    }
+    all
+}
+
+/// The laws of contexts, which know of no file system.
+fn try_contexts(provider: Provider, why_not: Option<String>) -> Vec<Found> {
+    let mut all = Vec::new();
+    for group in laws::ALL {
+        let Laws::Contexts(table) = group.laws else { continue };
+        for law in table.iter().filter(|law| is_wanted(law.name)) {
+            let cell = match &why_not {
+                Some(why) => Cell::Skipped(why.clone()),
+                None => law.try_it(provider != Provider::None),
             };
             all.push((group.name, law.name, cell));
         }
@@ -185,10 +208,10 @@ fn reboot_finding(place: &Place, provider: Provider, why_not: Option<String>) ->
 }
 
 #[allow(clippy::print_stdout)] // an agent's findings are its output
-fn report(column: &str, fs: FsKind, findings: Vec<Found>) {
+fn report(column: &str, fs: &str, findings: Vec<Found>) {
     let mut text = String::new();
     for (group, law, cell) in findings {
-        let (column, fs) = (column.to_owned(), fs.name().to_owned());
+        let (column, fs) = (column.to_owned(), fs.to_owned());
         let finding = Finding { column, group: group.into(), law: law.into(), fs, cell };
         writeln!(text, "{}", finding.line()).ok();
     }

@@ -3,8 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use fixtures::loopfs::FsKind;
-
 use crate::case::Cell;
 use crate::laws::Group;
 use crate::overhead;
@@ -53,6 +51,10 @@ pub(crate) struct Matrix {
     cells: BTreeMap<(String, String, String, String), Cell>,
 }
 
+/// In place of a file system, where a law knows of none.
+pub(crate) const NOWHERE: &str = "-";
+const PLACES: [&str; 4] = ["ext4", "xfs", "btrfs", NOWHERE];
+
 /// `✓` holds, `✗` does not, `–` was not tried.
 const MARKS: [char; 3] = ['✓', '✗', '–'];
 
@@ -86,13 +88,13 @@ impl Matrix {
         self.cells.keys().map(|key| key.0.as_str()).collect()
     }
 
-    fn cell(&self, column: &str, group: &str, law: &str, fs: FsKind) -> Option<&Cell> {
-        self.cells.get(&(column.to_owned(), group.to_owned(), law.to_owned(), fs.name().to_owned()))
+    fn cell(&self, column: &str, group: &str, law: &str, fs: &str) -> Option<&Cell> {
+        self.cells.get(&(column.to_owned(), group.to_owned(), law.to_owned(), fs.to_owned()))
     }
 
     /// The marks of a law: one if the file systems agree, else one for each (ext4, xfs, btrfs).
     fn marks(&self, column: &str, group: &str, law: &str) -> Option<String> {
-        let cells = FsKind::ALL.map(|fs| self.cell(column, group, law, fs));
+        let cells = PLACES.map(|fs| self.cell(column, group, law, fs));
         let marks: Vec<_> = cells.into_iter().flatten().map(mark).collect();
         let first = *marks.first()?;
         if marks.iter().all(|&mark| mark == first) {
@@ -108,13 +110,13 @@ impl Matrix {
             writeln!(text, "## {}\n\n{}.\n", group.name, group.about).ok();
             writeln!(text, "| law | {} |", columns.join(" | ")).ok();
             writeln!(text, "|---|{}", "---|".repeat(columns.len())).ok();
-            for law in group.laws {
+            for (law, _) in group.laws.names() {
                 let cell = |column: &&str| {
-                    let now = self.marks(column, group.name, law.name);
-                    now.or_else(|| kept.marks(column, group.name, law.name)).unwrap_or_default()
+                    let now = self.marks(column, group.name, law);
+                    now.or_else(|| kept.marks(column, group.name, law)).unwrap_or_default()
                 };
                 let cells: Vec<_> = columns.iter().map(cell).collect();
-                writeln!(text, "| {} | {} |", law.name, cells.join(" | ")).ok();
+                writeln!(text, "| {} | {} |", law, cells.join(" | ")).ok();
             }
             text.push('\n');
             text.push_str(&self.remarks(columns, group));
@@ -125,14 +127,14 @@ impl Matrix {
     /// The reasons of what was not tried, and of what did not hold though it should.
     fn remarks(&self, columns: &[&str], group: &Group) -> String {
         let mut by_reason: BTreeMap<(String, Where), Vec<&str>> = BTreeMap::new();
-        for law in group.laws {
-            for (why, places) in self.reasons(columns, group, law.name) {
-                by_reason.entry((why, places)).or_default().push(law.name);
+        for (law, _) in group.laws.names() {
+            for (why, places) in self.reasons(columns, group, law) {
+                by_reason.entry((why, places)).or_default().push(law);
             }
         }
         let mut text = String::new();
         for ((why, (fs, columns)), laws) in by_reason {
-            let laws = if laws.len() == group.laws.len() { "all".into() } else { laws.join("; ") };
+            let laws = if laws.len() == group.laws.names().len() { "all".into() } else { laws.join("; ") };
             let join = |names: BTreeSet<&str>| names.into_iter().collect::<Vec<_>>().join(", ");
             writeln!(text, "- {why} ({}; {}): {laws}", join(fs), join(columns)).ok();
         }
@@ -146,14 +148,14 @@ impl Matrix {
     fn reasons<'a>(&self, columns: &[&'a str], group: &Group, law: &str) -> BTreeMap<String, Where<'a>> {
         let mut all: BTreeMap<String, Where> = BTreeMap::new();
         for &column in columns {
-            for fs in FsKind::ALL {
+            for fs in PLACES {
                 let why = match self.cell(column, group.name, law, fs) {
                     Some(Cell::Skipped(why)) if !why.starts_with("not a matter") => why.clone(),
                     Some(Cell::Fail(why)) if !is_proof(column) => format!("**{why}**"),
                     _ => continue,
                 };
                 let places = all.entry(why).or_default();
-                places.0.insert(fs.name());
+                places.0.insert(fs);
                 places.1.insert(column);
             }
         }
@@ -165,19 +167,12 @@ impl Matrix {
     pub(crate) fn unproven(&self, groups: &[Group]) -> Vec<String> {
         let mut all = Vec::new();
         for group in groups {
-            for law in group.laws {
-                for column in self.columns() {
-                    if !column.starts_with(group.proof(law)) {
-                        continue;
-                    }
-                    for fs in FsKind::ALL {
-                        if self.cell(column, group.name, law.name, fs) == Some(&Cell::Pass) {
-                            all.push(format!(
-                                "{}: {}: holds in column {column} on {}",
-                                group.name,
-                                law.name,
-                                fs.name()
-                            ));
+            for (law, denies) in group.laws.names() {
+                let Some(proof) = group.proof(denies) else { continue };
+                for column in self.columns().into_iter().filter(|column| column.starts_with(proof)) {
+                    for fs in PLACES {
+                        if self.cell(column, group.name, law, fs) == Some(&Cell::Pass) {
+                            all.push(format!("{}: {law}: holds in column {column} on {fs}", group.name));
                         }
                     }
                 }
@@ -197,7 +192,7 @@ impl Matrix {
                 all.insert(format!("{group}: laws of column {column} are missing in the file"));
                 continue;
             };
-            let index = FsKind::ALL.iter().position(|kind| kind.name() == fs).unwrap_or(0);
+            let index = PLACES.iter().position(|place| place == fs).unwrap_or(0);
             let then = marks.chars().nth(index).or(marks.chars().next()).unwrap_or('✗');
             if rank(mark(cell)) < rank(then) {
                 all.insert(format!("{group}: {law}: {column} on {fs}: was {then}, is {cell:?}"));

@@ -142,6 +142,17 @@ pub(crate) fn wait(pid: i32) -> i32 {
     status
 }
 
+/// Whether a child has ended.
+pub(crate) fn is_gone(pid: i32) -> bool {
+    // SAFETY: no status is asked for, and the child stays to be waited for.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: the structure is ours.
+    let result = unsafe { libc::waitid(libc::P_PID, pid as libc::id_t, &raw mut info, flags) };
+    // SAFETY: the field of a child's end, which stays 0 where there was none.
+    result != 0 || unsafe { info.si_pid() } != 0
+}
+
 /// Mapped memory.
 #[derive(Debug)]
 pub(crate) struct Mapping {
