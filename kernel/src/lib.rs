@@ -17,6 +17,7 @@ mod confine;
 mod contexts;
 mod dirent;
 mod extent;
+pub mod features;
 mod flags;
 mod fs;
 mod handle;

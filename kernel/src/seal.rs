@@ -1,9 +1,9 @@
 //! The protection of a shared inode, and which kind this host can enforce.
 
-use std::path::Path;
-
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
+use crate::bpf::{Host, scope};
+use crate::features::{self, Feature};
 use crate::{Errno, File, Result, sys};
 
 /// A way to make content and metadata unwritable while names stay free.
@@ -157,12 +157,7 @@ pub fn probe(sample: &File) -> Vec<Offer> {
             leaves_open: "nothing",
             cure: "boot a kernel with the link-invert patch",
         },
-        Offer {
-            seal: Seal::Bpf,
-            verdict: probe_bpf(Path::new("/sys/kernel/security/lsm"), Path::new(PINNED_LINK_INVERT)),
-            leaves_open: "a boot without the program loaded",
-            cure: "boot with `bpf` among the active LSMs (lsm=...,bpf) and load the link-invert program",
-        },
+        probe_bpf(sample, &Host::default()),
         Offer {
             seal: Seal::Verity,
             verdict: probe_verity(sample),
@@ -178,9 +173,6 @@ pub fn probe(sample: &File) -> Vec<Offer> {
     ]
 }
 
-/// Where the eBPF provider pins its link-invert programs.
-const PINNED_LINK_INVERT: &str = "/sys/fs/bpf/vserver/link_invert";
-
 fn probe_patch() -> Verdict {
     match std::fs::read_to_string("/proc/self/status") {
         Ok(status) if status.lines().any(|line| line.starts_with("s_context:")) => Verdict::Enforced,
@@ -189,27 +181,22 @@ fn probe_patch() -> Verdict {
     }
 }
 
-fn probe_bpf(lsm_list: &Path, pinned: &Path) -> Verdict {
-    let active = match std::fs::read_to_string(lsm_list) {
-        Ok(list) => list.trim().split(',').any(|name| name == "bpf"),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Verdict::Unknown(
-                "the list of active LSMs cannot be read: securityfs is not mounted at /sys/kernel/security"
-                    .into(),
-            );
+/// The programs themselves say whether they watch the file system of the sample; where they don't answer, the
+/// host says why.
+fn probe_bpf(sample: &File, host: &Host) -> Offer {
+    let (verdict, cure) = match scope::ask(sample) {
+        Ok(scope::Answer::Inside) => features::loaded(host, Feature::LinkInvert),
+        Ok(scope::Answer::Outside) => (
+            Verdict::Inactive("link-invert is loaded, but this file system is not in its scope".into()),
+            "run vkernel scope add with a directory of this file system",
+        ),
+        Ok(scope::Answer::OtherVersion) => {
+            (Verdict::Inactive("another version of link-invert is loaded".into()), "run vkernel reload")
         }
-        Err(error) => {
-            return Verdict::NotPermitted(format!("{} cannot be read: {error}", lsm_list.display()));
-        }
+        Ok(scope::Answer::None) => features::absent(host, Feature::LinkInvert),
+        Err(errno) => (Verdict::Unknown(crate::explain(errno)), "run vkernel status"),
     };
-    if !active {
-        return Verdict::Inactive("`bpf` is not among the active LSMs".into());
-    }
-    match pinned.try_exists() {
-        Ok(true) => Verdict::Enforced,
-        Ok(false) => Verdict::Inactive("`bpf` is an active LSM, but no link-invert program is loaded".into()),
-        Err(error) => Verdict::NotPermitted(format!("{} cannot be seen: {error}", pinned.display())),
-    }
+    Offer { seal: Seal::Bpf, verdict, leaves_open: features::LINK_INVERT_LEAVES_OPEN, cure }
 }
 
 fn probe_verity(sample: &File) -> Verdict {
@@ -238,17 +225,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bpf_needs_the_lsm_and_the_program() {
+    fn without_the_program_bpf_is_not_offered() {
         let place = tempfile::tempdir().unwrap();
-        let list = place.path().join("lsm");
-        assert!(matches!(probe_bpf(&list, place.path()), Verdict::Unknown(_)));
+        let sample: File = std::os::fd::OwnedFd::from(tempfile::tempfile_in(place.path()).unwrap()).into();
+        if scope::ask(&sample) != Ok(scope::Answer::None) {
+            return; // a host that has it
+        }
+        let host = Host { security: place.path().to_path_buf(), ..Host::default() };
         #[allow(clippy::disallowed_methods)] // a fixture outside any guest
-        std::fs::write(&list, "capability,yama\n").unwrap();
-        assert!(matches!(probe_bpf(&list, place.path()), Verdict::Inactive(_)));
-        #[allow(clippy::disallowed_methods)]
-        std::fs::write(&list, "capability,bpf\n").unwrap();
-        assert!(matches!(probe_bpf(&list, &place.path().join("none")), Verdict::Inactive(_)));
-        assert_eq!(probe_bpf(&list, place.path()), Verdict::Enforced);
+        std::fs::write(place.path().join("lsm"), "capability,yama\n").unwrap();
+        let offer = probe_bpf(&sample, &host);
+        let Verdict::Inactive(why) = &offer.verdict else { panic!("{:?}", offer.verdict) };
+        assert!(why.contains("not among the active") && offer.cure.contains("lsm="), "{why}; {}", offer.cure);
     }
 
     #[test]

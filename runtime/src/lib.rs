@@ -1,1 +1,3 @@
-//! The launcher and the tools around running guests. Comes with later work. It must not link `SQLite`.
+//! The tools around running guests, and what they need of the host. Must not link `SQLite`.
+
+pub mod scope;

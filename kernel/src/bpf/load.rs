@@ -101,7 +101,7 @@ fn stage(host: &Host, held: &Held<'_>, object: &'static Object) -> Result<Loaded
         let path = stage.join(&one.name);
         sys::pin(&link, &path).map_err(BpfError::at("pin", path))?;
     }
-    sign(object, &stage)?;
+    sign(object, fitting.programs.len(), &stage)?;
     if !(object.is_live)() {
         return Err(BpfError::Silent { object: object.name });
     }

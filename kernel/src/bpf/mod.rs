@@ -5,11 +5,12 @@
 //! ```text
 //! /sys/fs/bpf/vserver/maps/<map>              state; shared by objects, kept by a reload
 //! /sys/fs/bpf/vserver/<object>/<program>      one link for each hook
-//! /sys/fs/bpf/vserver/<object>/version        a symbolic link that says which build it is
-//! /sys/fs/bpf/vserver/.<object>.new, .old     what a cut-off load or unload left; the next one clears it away
+//! /sys/fs/bpf/vserver/<object>/version        a symbolic link that says which build it is, and its links
+//! /sys/fs/bpf/vserver/<object>-new, -old      what a cut-off load or unload left; the next one clears it away
 //! ```
 //!
-//! A load happens beside and takes effect by one rename: a directory without a dot is whole.
+//! A load happens beside and takes effect by one rename: a directory without a hyphen is whole. (The file system
+//! keeps names with dots for itself.)
 //! `kernel/bpf/vserver.h` has the rules for programs.
 
 mod abi;
@@ -43,6 +44,10 @@ pub struct Object {
     pub optional: &'static [&'static str],
     /// Hooks that are attached after all others, in this order, because state enters by them.
     pub last: &'static [&'static str],
+    /// Whether it has LSM programs, which need `bpf` among the active security modules.
+    pub needs_lsm: bool,
+    /// The map whose entries are tasks that rely on it.
+    pub state: Option<&'static str>,
     /// Asks the kernel whether the programs of the object are at work.
     pub is_live: fn() -> bool,
 }
@@ -58,6 +63,12 @@ impl Object {
 fn fnv1a(bytes: &[u8]) -> u64 {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
+/// How many entries a pinned map has, at a moment.
+pub(crate) fn entries(host: &Host, map: &str) -> Result<usize, BpfError> {
+    let path = Pins::of(host).map(map);
+    sys::count_keys(&path).map_err(BpfError::at("read", path))
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ pub static LINK_INVERT: Object = Object {
     maps: &["scope", "tasks"],
     optional: &["file_ioctl_compat", "inode_file_setattr", "inode_remove_acl", "inode_set_acl"],
     last: &["file_ioctl", "task_prctl"],
+    needs_lsm: true,
+    state: None,
     is_live: || answers(FEATURE_LINK_INVERT),
 };
 

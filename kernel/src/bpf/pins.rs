@@ -1,6 +1,5 @@
 //! What is pinned in the bpf file system, and the only changes that are made there.
 
-use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -23,9 +22,9 @@ pub enum State {
     Absent,
     /// This build, whole.
     Loaded,
-    /// Another build, whole.
+    /// Another build, or one that lost some of its links.
     Other {
-        /// Its version.
+        /// What is known of it.
         version: String,
     },
 }
@@ -61,11 +60,10 @@ impl Pins {
     pub fn state(&self, object: &Object) -> Result<State, BpfError> {
         let version = self.links(object).join(VERSION);
         match std::fs::read_link(&version) {
-            Ok(text) if text.as_os_str() == OsStr::new(&object.version()) => Ok(State::Loaded),
-            Ok(text) => Ok(State::Other { version: text.to_string_lossy().into_owned() }),
+            Ok(text) => Ok(judge(object, &text.to_string_lossy(), self.attached(object).len())),
             Err(error) => match Errno::from_io_error(&error) {
-                Some(Errno::NOENT) => Ok(State::Absent),
-                Some(Errno::INVAL) => Ok(State::Other { version: "unknown".into() }),
+                Some(Errno::NOENT) if !self.links(object).exists() => Ok(State::Absent),
+                Some(Errno::NOENT | Errno::INVAL) => Ok(State::Other { version: "unknown".into() }),
                 errno => Err(BpfError::at("look at", version)(errno.unwrap_or(Errno::IO))),
             },
         }
@@ -84,7 +82,7 @@ impl Pins {
 
     /// What loads and unloads that were cut off have left.
     pub fn debris(&self) -> Vec<PathBuf> {
-        let left = entries(&self.home).into_iter().filter(|name| name.as_bytes().starts_with(b"."));
+        let left = entries(&self.home).into_iter().filter(|name| name.as_bytes().contains(&b'-'));
         left.map(|name| self.home.join(name)).collect()
     }
 
@@ -117,7 +115,7 @@ pub(super) struct Held<'a> {
 impl Held<'_> {
     /// A fresh directory beside that of an object.
     pub(super) fn stage(&self, object: &Object) -> Result<PathBuf, BpfError> {
-        let name = format!(".{}.new", object.name);
+        let name = format!("{}-new", object.name);
         let path = self.pins.home.join(&name);
         Real.make_dir(At::new(&self.home, name.as_bytes()), 0o700).map_err(BpfError::at("make", &path))?;
         Ok(path)
@@ -125,7 +123,7 @@ impl Held<'_> {
 
     /// Puts a staged directory in the place of the object's: from here on it counts. What was there is gone.
     pub(super) fn publish(&self, object: &Object, stage: &Path) -> Result<(), BpfError> {
-        let (new, live) = (format!(".{}.new", object.name), object.name);
+        let (new, live) = (format!("{}-new", object.name), object.name);
         let (new, live) = (At::new(&self.home, new.as_bytes()), At::new(&self.home, live.as_bytes()));
         let fault = BpfError::at("rename", stage);
         match Real.rename_new(new, live) {
@@ -140,7 +138,7 @@ impl Held<'_> {
 
     /// Detaches an object: one rename, after which it does not count, then its links one by one.
     pub(super) fn retire(&self, object: &Object) -> Result<(), BpfError> {
-        let old = format!(".{}.old", object.name);
+        let old = format!("{}-old", object.name);
         let path = self.pins.home.join(&old);
         let live = At::new(&self.home, object.name.as_bytes());
         Real.rename_new(live, At::new(&self.home, old.as_bytes())).map_err(BpfError::at("rename", &path))?;
@@ -176,11 +174,26 @@ impl Held<'_> {
     }
 }
 
-/// Writes the version, which makes a directory whole.
+/// Writes the version and the number of links, which makes a directory whole.
 #[allow(clippy::disallowed_methods)] // bpffs is no guest and no store, and nothing else has symbolic links
-pub(super) fn sign(object: &Object, stage: &Path) -> Result<(), BpfError> {
+pub(super) fn sign(object: &Object, links: usize, stage: &Path) -> Result<(), BpfError> {
     let version = stage.join(VERSION);
-    rustix::fs::symlink(object.version(), &version).map_err(BpfError::at("write", version))
+    let text = format!("{} {links}", object.version());
+    rustix::fs::symlink(text, &version).map_err(BpfError::at("write", version))
+}
+
+/// What a signature says, where so many links are there.
+fn judge(object: &Object, signature: &str, links: usize) -> State {
+    match signature.rsplit_once(' ') {
+        Some((version, count)) if version == object.version() => {
+            if count == links.to_string() {
+                State::Loaded
+            } else {
+                State::Other { version: format!("this one, with {links} of {count} programs left") }
+            }
+        }
+        _ => State::Other { version: signature.to_owned() },
+    }
 }
 
 fn open(path: &Path) -> Result<Dir, BpfError> {
@@ -198,4 +211,60 @@ fn make(dir: &Dir, name: &[u8], path: &Path) -> Result<(), BpfError> {
 fn entries(path: &Path) -> Vec<std::ffi::OsString> {
     let Ok(reader) = std::fs::read_dir(path) else { return Vec::new() };
     reader.flatten().map(|entry| entry.file_name()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bpf::objects::LINK_INVERT;
+
+    #[test]
+    fn only_this_build_with_all_its_links_is_loaded() {
+        let version = LINK_INVERT.version();
+        assert_eq!(judge(&LINK_INVERT, &format!("{version} 12"), 12), State::Loaded);
+        assert!(matches!(judge(&LINK_INVERT, &format!("{version} 12"), 11), State::Other { .. }));
+        assert!(matches!(judge(&LINK_INVERT, "1 0000000000000000 12", 12), State::Other { .. }));
+        assert!(matches!(judge(&LINK_INVERT, "", 0), State::Other { .. }));
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods)] // a fixture outside any guest
+    fn pins_are_read_from_their_names() {
+        let place = tempfile::tempdir().unwrap();
+        let host = Host { bpffs: place.path().to_path_buf(), ..Host::default() };
+        let pins = Pins::of(&host);
+        assert_eq!(pins.state(&LINK_INVERT).unwrap(), State::Absent);
+        let stage = pins.links(&LINK_INVERT);
+        std::fs::create_dir_all(&stage).unwrap();
+        assert!(matches!(pins.state(&LINK_INVERT).unwrap(), State::Other { .. }));
+        std::fs::write(stage.join("file_open"), "").unwrap();
+        sign(&LINK_INVERT, 1, &stage).unwrap();
+        assert_eq!(pins.state(&LINK_INVERT).unwrap(), State::Loaded);
+        assert_eq!(pins.attached(&LINK_INVERT), ["file_open"]);
+        std::fs::create_dir(pins.home().join("contexts-new")).unwrap();
+        assert_eq!(pins.debris(), [pins.home().join("contexts-new")]);
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods)] // a fixture outside any guest
+    fn a_load_that_was_cut_off_is_cleared_away() {
+        let place = tempfile::tempdir().unwrap();
+        let host = Host { bpffs: place.path().to_path_buf(), ..Host::default() };
+        let pins = Pins::of(&host);
+        for left in ["link_invert-new", "link_invert-old"] {
+            std::fs::create_dir_all(pins.home().join(left)).unwrap();
+            std::fs::write(pins.home().join(left).join("file_open"), "").unwrap();
+        }
+        let held = pins.take().unwrap();
+        assert!(pins.debris().is_empty());
+        assert!(matches!(pins.take(), Err(BpfError::Busy)));
+        let stage = held.stage(&LINK_INVERT).unwrap();
+        assert_eq!(pins.debris(), std::slice::from_ref(&stage));
+        sign(&LINK_INVERT, 0, &stage).unwrap();
+        held.publish(&LINK_INVERT, &stage).unwrap();
+        assert_eq!(pins.state(&LINK_INVERT).unwrap(), State::Loaded);
+        held.retire(&LINK_INVERT).unwrap();
+        held.tidy();
+        assert!(!pins.home().exists());
+    }
 }

@@ -3,12 +3,14 @@
 //! A file system is known by its UUID, as the programs see it, so that no number has to be guessed here: a file on
 //! it is handed to them. Device numbers change with a remount, and one btrfs has many.
 
+use std::os::fd::AsFd;
+
 use aya::maps::{HashMap, Map, MapData};
 
 use super::{
     ABI, BpfError, Host, IOC_SCOPE_ADD, IOC_SCOPE_ASK, IOC_SCOPE_REMOVE, Pins, ioctl_answer, objects,
 };
-use crate::{Dir, Errno, File, Result};
+use crate::{Dir, Errno, Result, Seal};
 
 /// What the running programs say of a file's system. Needs no privilege.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +26,7 @@ pub enum Answer {
 }
 
 /// Asks whether tags on the file system of a file are enforced.
-pub fn ask(file: &File) -> Result<Answer> {
+pub fn ask(file: &impl AsFd) -> Result<Answer> {
     match ioctl_answer(file, IOC_SCOPE_ASK) {
         Ok(answer) if answer >> 1 != ABI => Ok(Answer::OtherVersion),
         Ok(answer) => Ok(if answer & 1 == 1 { Answer::Inside } else { Answer::Outside }),
@@ -65,6 +67,32 @@ pub fn list(host: &Host) -> std::result::Result<Vec<FileSystem>, BpfError> {
     let mut all: Vec<FileSystem> = scope.keys().filter_map(std::result::Result::ok).map(unpack).collect();
     all.sort_unstable_by_key(|one| one.uuid);
     Ok(all)
+}
+
+/// Objects of a store that are looked at for a seal: a store whose first thousand have none is not sealed.
+const SAMPLE: usize = 1000;
+
+/// The name of some object of a store that carries the tag, if there is one.
+pub(crate) fn first_sealed(store: &Dir) -> Result<Option<Vec<u8>>> {
+    let objects = match store.open_dir(b"objects") {
+        Err(Errno::NOENT) => return Ok(None),
+        other => other?,
+    };
+    let mut left = SAMPLE;
+    for shard in objects.names()? {
+        let Ok(shard) = objects.open_dir(&shard) else { continue };
+        for half in shard.names()? {
+            let Ok(half) = shard.open_dir(&half) else { continue };
+            for name in half.names()?.into_iter().take(left) {
+                left -= 1;
+                let sealed = half.open_file(&name).and_then(|file| Seal::Bpf.is_on(&file));
+                if sealed == Ok(true) {
+                    return Ok(Some(name));
+                }
+            }
+        }
+    }
+    Ok(None)
 }
 
 fn unpack(key: [u8; 24]) -> FileSystem {

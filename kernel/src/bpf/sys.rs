@@ -10,7 +10,9 @@ use super::abi;
 use crate::{Errno, Result};
 
 // enum bpf_cmd of linux/bpf.h
+const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
 const BPF_OBJ_PIN: libc::c_int = 6;
+const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 const BPF_LINK_CREATE: libc::c_int = 28;
 /// `BPF_F_ALLOW_MULTI` does not apply to links: they always are.
@@ -79,6 +81,38 @@ pub(super) fn pin(link: &impl AsFd, path: &Path) -> Result<()> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
     let attributes = ObjectPath { path: path.as_ptr() as u64, fd: link.as_fd().as_raw_fd() as u32, flags: 0 };
     bpf(BPF_OBJ_PIN, &attributes).map(drop)
+}
+
+#[repr(C)]
+struct NextKey {
+    map: u32,
+    reserved: u32,
+    key: u64,
+    next: u64,
+}
+
+/// Keys counted at most: as many as there can be tasks.
+const MANY: usize = 1 << 22;
+
+/// How many entries a pinned map has whose keys are addresses. It may change meanwhile.
+pub(super) fn count_keys(path: &Path) -> Result<usize> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
+    let map = bpf(BPF_OBJ_GET, &ObjectPath { path: path.as_ptr() as u64, fd: 0, flags: 0 }).map(owned)?;
+    let (mut key, mut next) = (0_u64, 0_u64);
+    for count in 0..MANY {
+        let attributes = NextKey {
+            map: map.as_raw_fd() as u32,
+            reserved: 0,
+            key: if count == 0 { 0 } else { &raw const key as u64 }, // none: the first
+            next: &raw mut next as u64,
+        };
+        match bpf(BPF_MAP_GET_NEXT_KEY, &attributes) {
+            Ok(_) => key = next,
+            Err(Errno::NOENT) => return Ok(count),
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(MANY)
 }
 
 /// What a call that our programs answer came back with: `Ok(payload)` if one did.
