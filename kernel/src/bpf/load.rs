@@ -111,6 +111,11 @@ fn stage(host: &Host, held: &Held<'_>, object: &'static Object) -> Result<Loaded
     Ok(Loaded { attached, left_out: fitting.left_out, already: false })
 }
 
+/// The mode of lockdown in which programs may not read the kernel's memory through helpers.
+const CONFIDENTIALITY: &str = "confidentiality";
+/// Variants of programs that do without.
+const BLIND: &str = "__blind";
+
 /// The programs of an object that fit this kernel, in the order in which they are attached.
 struct Fitting {
     object: &'static Object,
@@ -150,6 +155,13 @@ impl Fitting {
         let mut fitting = Self { object, parsed, programs: Vec::new(), left_out: Vec::new() };
         let mut names: Vec<String> = fitting.parsed.programs.keys().cloned().collect();
         names.sort_unstable();
+        if host.lockdown().as_deref() == Some(CONFIDENTIALITY) {
+            let blind: Vec<String> =
+                names.iter().filter_map(|name| name.strip_suffix(BLIND)).map(str::to_owned).collect();
+            names.retain(|name| !blind.contains(name));
+        } else {
+            names.retain(|name| !name.ends_with(BLIND));
+        }
         for name in names {
             fitting.choose(&hooks, name)?;
         }
@@ -270,7 +282,7 @@ fn open(path: &Path) -> Result<File, BpfError> {
 /// Why a program was not loaded: who said no.
 fn refusal(host: &Host, object: &'static Object, program: &str, error: &ProgramError) -> BpfError {
     let (object, program) = (object.name, program.to_owned());
-    if let Some(mode) = host.lockdown().filter(|mode| mode == "confidentiality") {
+    if let Some(mode) = host.lockdown().filter(|mode| mode == CONFIDENTIALITY) {
         return BpfError::LockedDown { mode, object, program };
     }
     match error {
