@@ -55,14 +55,15 @@ pub fn unload(host: &Host, object: &'static Object) -> Result<(), BpfError> {
     host.check()?;
     let pins = Pins::of(host);
     let held = pins.take()?;
-    if pins.state(object)? == State::Absent {
-        return Err(BpfError::NotLoaded(object.name));
+    let loaded = pins.state(object)? != State::Absent;
+    if loaded {
+        held.retire(object)?;
     }
-    held.retire(object)?;
-    sweep(&held, object.maps)
+    sweep(&held, object.maps)?;
+    if loaded { Ok(()) } else { Err(BpfError::NotLoaded(object.name)) }
 }
 
-/// Removes those of the maps that no loaded object needs, and our directory if it is empty then.
+/// Removes those of the maps that no loaded object needs.
 fn sweep(held: &Held<'_>, maps: &[&str]) -> Result<(), BpfError> {
     let is_loaded = |object: &Object| !matches!(held.pins.state(object), Ok(State::Absent));
     let loaded: Vec<&Object> = objects::ALL.iter().copied().filter(|object| is_loaded(object)).collect();
@@ -70,9 +71,6 @@ fn sweep(held: &Held<'_>, maps: &[&str]) -> Result<(), BpfError> {
         if !loaded.iter().any(|object| object.maps.contains(map)) {
             held.forget_map(map)?;
         }
-    }
-    if loaded.is_empty() {
-        held.tidy();
     }
     Ok(())
 }

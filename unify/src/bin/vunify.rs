@@ -19,8 +19,8 @@ use unify::packages::Packages;
 use unify::policy::{DIRECTORY, Mtime, Policy};
 use unify::protection::{Wish, choose, describe};
 use unify::{
-    Error, Explanation, Guest, Judge, Observer, Report, Scope, Selection, Session, Shareable, Skipped, State,
-    Surroundings, guests_of_run, recover,
+    Error, Explanation, Guest, Judge, Observer, Report, Scope, Selection, Session, Shareable, Skip, Skipped,
+    State, Surroundings, guests_of_run, recover,
 };
 
 /// Share identical files between guests
@@ -514,7 +514,9 @@ impl Setting<'_> {
         let path = self.located.path().with_file_name("").join(&skipped.guest).join(&skipped.path);
         if skipped.why.is_failure() {
             self.out.warn(&Problem::new(format!("left alone: {}", skipped.why)).at(&path));
-            return;
+        } else if skipped.why == Skip::Stray {
+            let problem = Problem::new(format!("left alone: {}", skipped.why)).at(&path);
+            self.out.warn(&problem.cure("chattr -A or -S it, unless it is meant to be unchangeable"));
         }
         let event = SkippedEvent { path: PathText::new(&path), reason: skipped.why.name() };
         self.out.detail("skipped", &event, || format!("left alone: {}: {}", event.path, skipped.why));
