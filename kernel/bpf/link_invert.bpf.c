@@ -382,7 +382,9 @@ VS_INLINE int any_ioctl(struct file *file, __u32 command, const void *argument, 
 			failed = vs_copy_from_user(&wanted, sizeof(wanted), argument);
 		else if (how == ATOMICALLY)
 			failed = vs_probe_read_user(&wanted, sizeof(wanted), argument);
-		/* Where it can't be read (overlayfs passes no address), the worst is assumed. */
+		/* Where it can't be read (overlayfs passes no address), the worst is assumed of all but administrators. */
+		if (failed && !is_tagged(inode) && is_administrator())
+			return 0;
 		if (failed)
 			wanted = tag;
 		wish.tag = (wanted & tag) == tag;
@@ -391,8 +393,16 @@ VS_INLINE int any_ioctl(struct file *file, __u32 command, const void *argument, 
 	}
 	if (reaches_others(inode, kind))
 		return -EPERM;
-	if (is_tagged(inode) && !is_harmless(kind))
+	if (!is_tagged(inode))
+		return 0;
+	if (!is_harmless(kind))
 		return -EPERM;
+	/*
+	 * Overlayfs asks about the flags of a file that it copies up, with no address of anybody's. Told that
+	 * there are none, it makes a copy without the tag, which its guest may change.
+	 */
+	if ((kind == FS_IOC_GETFLAGS || kind == FS_IOC_FSGETXATTR) && how != NOT_AT_ALL && !argument)
+		return -ENOTTY;
 	return 0;
 }
 
