@@ -1,0 +1,40 @@
+//! The conformance suite: one table of laws, held against every provider of every kernel at hand.
+//!
+//! On the host it boots kernels in QEMU, and in there runs itself again as an agent. What came out is
+//! compared with `kernel/CONFORMANCE.md`: a cell that got worse fails the test.
+//!
+//! - `CONFORMANCE_UPDATE=1` writes the matrix instead.
+//! - `CONFORMANCE_COLUMNS=bpf` runs only the columns whose names contain that word.
+//! - `CONFORMANCE_ONLY=chmod` runs only the laws whose names contain that word, and compares nothing.
+//! - `CONFORMANCE_BZIMAGE=PATH` is the patched kernel, instead of what `scripts/kernel` builds.
+//! - `CONFORMANCE_PATCH=1` runs the patched kernel's columns though nothing has changed.
+#![allow(clippy::disallowed_methods)] // the files are the suite's own, and it must not trust the door
+#![allow(clippy::print_stdout, clippy::print_stderr)] // a test without the harness reports by itself
+
+mod agent;
+mod case;
+mod host;
+mod laws;
+mod matrix;
+mod overhead;
+mod raw;
+mod stage;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let result = match arguments.first().map(String::as_str) {
+        Some("overhead") => overhead::agent(),
+        Some("agent") => agent::agent(&arguments[1..]),
+        Some("--list") => return ExitCode::SUCCESS,
+        _ => host::suite(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("conformance: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! What the programs cost: instructions of common calls with them and without.
+//!
+//! The machine's clock counts instructions, so that the figures depend on kernel and programs alone and
+//! not on the machine that the suite runs on.
+
+use std::fmt::Write as _;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::Instant;
+
+use fixtures::vm::Vm;
+use kernel::{Protection, Seal};
+
+use crate::agent;
+use crate::raw;
+
+/// What `open` may cost more, as a ratio.
+const LIMIT: f64 = 1.03;
+const ROUNDS: usize = 5;
+
+/// What is measured, and how often a round does it.
+const CALLS: &[(&str, usize, fn())] = &[
+    ("open and close for reading", 400, || drop(raw::open(FILE, libc::O_RDONLY).expect("open"))),
+    ("the same of a sealed file", 400, || drop(raw::open(SEALED, libc::O_RDONLY).expect("open"))),
+    ("open and close for writing", 400, || drop(raw::open(FILE, libc::O_RDWR).expect("open"))),
+    ("stat", 400, || {
+        std::fs::metadata(FILE).expect("stat");
+    }),
+    ("read of 4 KiB", 400, || {
+        let mut page = [0u8; 4096];
+        READER.with(|file| {
+            raw::call(libc::SYS_pread64, &[raw::num(file), raw::into(&mut page), page.len(), 0])
+                .expect("read")
+        });
+    }),
+    ("fork and exit", 40, || {
+        raw::wait(raw::fork(|| 0));
+    }),
+    ("kill of itself with signal 0", 400, || {
+        raw::call(libc::SYS_kill, &[std::process::id() as usize, 0]).expect("kill");
+    }),
+    ("connect, UDP", 400, || {
+        let kinds = [libc::AF_INET as usize, libc::SOCK_DGRAM as usize, 0];
+        let socket = raw::call(libc::SYS_socket, &kinds).map(raw::owned).expect("socket");
+        // `struct sockaddr_in`: family, port 9, 127.0.0.1
+        let address = crate::bytes![libc::AF_INET as u16, 9u16.to_be(), 0x0100_007F_u32, 0u64];
+        raw::call(libc::SYS_connect, &[raw::num(&socket), raw::at(&address[..]), address.len()])
+            .expect("connect");
+    }),
+    ("connect, TCP", 40, || {
+        LISTENER.with(|(listener, port)| {
+            let here = TcpStream::connect(("127.0.0.1", *port)).expect("connect");
+            let (there, _) = listener.accept().expect("accept");
+            assert!(here.as_raw_fd() != there.as_raw_fd());
+        });
+    }),
+];
+
+const FILE: &str = "/run/conformance/ext4/plain";
+const SEALED: &str = "/run/conformance/ext4/sealed";
+
+thread_local! {
+    static READER: std::fs::File = std::fs::File::open(FILE).expect("open");
+    static LISTENER: (TcpListener, u16) = {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let port = listener.local_addr().expect("address").port();
+        (listener, port)
+    };
+}
+
+/// The least that a call took in any round, in instructions.
+fn measure() -> Vec<u128> {
+    let round = |times: usize, call: fn()| {
+        let start = Instant::now();
+        (0..times).for_each(|_| call());
+        start.elapsed().as_nanos() / times as u128
+    };
+    let best = |times, call| (0..ROUNDS).map(|_| round(times, call)).min().unwrap_or_default();
+    CALLS.iter().map(|&(_, times, call)| best(times, call)).collect()
+}
+
+/// Runs in the machine and prints `call<TAB>without<TAB>with`.
+#[allow(clippy::print_stdout)] // its output is its result
+pub(crate) fn agent() -> Result<(), String> {
+    agent::prepare()?;
+    for path in [FILE, SEALED] {
+        std::fs::write(path, [0; 4096]).map_err(|error| error.to_string())?;
+    }
+    let off = measure();
+    // In a child: what loading leaves in memory would make every later fork dearer.
+    match raw::in_child(120, || agent::load_programs().err().unwrap_or_default()) {
+        raw::Ended::Said(fault) if fault.is_empty() => {}
+        ended => return Err(format!("loading: {ended:?}")),
+    }
+    let sealed = kernel::File::from(raw::open(SEALED, libc::O_RDONLY).map_err(crate::case::spell)?);
+    kernel::Real.seal(&sealed, Seal::Bpf).map_err(crate::case::spell)?;
+    let on = measure();
+    for (((name, _, _), off), on) in CALLS.iter().zip(off).zip(on) {
+        println!("{name}\t{off}\t{on}");
+    }
+    Ok(())
+}
+
+/// A measured call.
+#[derive(Clone, Debug)]
+pub(crate) struct Cost {
+    kernel: String,
+    call: String,
+    off: f64,
+    on: f64,
+}
+
+/// Boots the machine, whose clock must count instructions, and measures.
+pub(crate) fn costs(vm: &Vm, share: &Path, kernel: &str) -> Result<Vec<Cost>, String> {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let done =
+        vm.run(share, &format!("exec {} overhead", program.display())).map_err(|error| error.to_string())?;
+    let parse = |line: &str| {
+        let mut fields = line.split('\t');
+        let (call, off, on) = (fields.next()?.to_owned(), fields.next()?, fields.next()?);
+        Some(Cost { kernel: kernel.to_owned(), call, off: off.parse().ok()?, on: on.parse().ok()? })
+    };
+    let costs: Vec<_> = done.output.lines().filter_map(parse).collect();
+    if done.status == 0 && costs.len() == CALLS.len() {
+        return Ok(costs);
+    }
+    Err(format!("{kernel}: measuring ended with {}:\n{}\n{}", done.status, done.output, done.console))
+}
+
+/// The heading of the section that `render` makes.
+pub(crate) const HEADING: &str = "## overhead";
+
+/// The section of the file.
+pub(crate) fn render(costs: &[Cost]) -> String {
+    let mut text = format!(
+        "{HEADING}\n\nInstructions of a call on ext4 without the programs and with them, user and kernel together.\n\n\
+         | kernel | call | without | with | ratio |\n|---|---|---:|---:|---:|\n"
+    );
+    for Cost { kernel, call, off, on } in costs {
+        writeln!(text, "| {kernel} | {call} | {off} | {on} | {:.3} |", on / off).ok();
+    }
+    text
+}
+
+/// Opens that cost more than they may.
+pub(crate) fn too_dear(costs: &[Cost]) -> Vec<String> {
+    let dear = costs.iter().filter(|cost| cost.call.starts_with("open") && cost.on / cost.off > LIMIT);
+    dear.map(|cost| format!("{cost:?}: more than {LIMIT}")).collect()
+}
