@@ -19,9 +19,12 @@ VS_LICENSE;
 #define S_SYNC (1 << 0)
 #define S_NOATIME (1 << 1)
 #define TAG (S_SYNC | S_NOATIME)
-/* The tag as FS_IOC_SETFLAGS and as FS_IOC_FSSETXATTR have it */
+#define S_IMMUTABLE (1 << 3)
+/* The same as FS_IOC_SETFLAGS and as FS_IOC_FSSETXATTR have them */
 #define FS_TAG (0x00000008 | 0x00000080)
+#define FS_IMMUTABLE 0x00000010
 #define XFLAG_TAG (0x00000020 | 0x00000040)
+#define XFLAG_IMMUTABLE 0x00000008
 
 /* linux/fs.h, linux/mman.h, linux/mm.h */
 #define FMODE_WRITE 2
@@ -241,18 +244,27 @@ int inode_remove_acl(__u64 *ctx)
 
 /* ---- inode flags, and what else ioctls do ---------------------------------------------------- */
 
+/* What flags are asked for. */
+struct wish {
+	int tag;
+	int immutable;
+};
+
 /*
- * Whether inode flags may become what is asked for, where `tag` says that they have the tag then. A file
- * that anybody has open or mapped for writing can't be tagged: what is mapped asks no hook.
+ * Whether inode flags may become what is asked for. While a file is tagged, nothing but the tag changes, and
+ * immutability, which only adds to it. A file that anybody has open or mapped for writing can't be tagged:
+ * what is mapped asks no hook.
  */
-VS_INLINE int set_flags(struct inode *inode, int tag)
+VS_INLINE int set_flags(struct inode *inode, struct wish wish)
 {
 	if (is_tagged(inode)) {
-		if (tag || !is_administrator())
+		if (!is_administrator())
+			return -EPERM;
+		if (wish.tag && !wish.immutable && !(inode->i_flags & S_IMMUTABLE))
 			return -EPERM;
 		return 0;
 	}
-	if (!tag || !in_scope(inode))
+	if (!wish.tag || !in_scope(inode))
 		return 0;
 	if (!is_administrator())
 		return -EPERM;
@@ -272,10 +284,13 @@ int inode_file_setattr(__u64 *ctx)
 	struct dentry *dentry = (void *)ctx[0];
 	struct file_kattr *wanted = (void *)ctx[1];
 	struct inode *inode = dentry->d_inode;
+	struct wish wish;
 
 	if (!inode)
 		return 0;
-	return set_flags(inode, (wanted->flags & FS_TAG) == FS_TAG);
+	wish.tag = (wanted->flags & FS_TAG) == FS_TAG;
+	wish.immutable = wanted->flags & FS_IMMUTABLE;
+	return set_flags(inode, wish);
 }
 
 /* Of the types of file systems, what changes nothing of the file. */
@@ -339,11 +354,15 @@ VS_INLINE int change_scope(struct inode *inode, __u32 command)
 	return -VS_ANSWER;
 }
 
-VS_INLINE int any_ioctl(struct file *file, __u32 command, const void *argument)
+/* How the flags that the caller wants are read. */
+enum { SLEEPING, ATOMICALLY, NOT_AT_ALL };
+
+VS_INLINE int any_ioctl(struct file *file, __u32 command, const void *argument, int how)
 {
 	struct inode *inode = file->f_inode;
 	__u32 kind = command & 0xffff;
 	__u32 wanted = 0;
+	long failed = 1;
 
 	if (!inode)
 		return 0;
@@ -356,30 +375,55 @@ VS_INLINE int any_ioctl(struct file *file, __u32 command, const void *argument)
 		return change_scope(inode, command);
 	if (kind == FS_IOC_SETFLAGS || kind == FS_IOC_FSSETXATTR) {
 		__u32 tag = kind == FS_IOC_SETFLAGS ? FS_TAG : XFLAG_TAG;
+		__u32 immutable = kind == FS_IOC_SETFLAGS ? FS_IMMUTABLE : XFLAG_IMMUTABLE;
+		struct wish wish;
 
-		/* Where it can't be read (overlayfs passes no address), the worst is assumed. */
-		if (vs_probe_read_user(&wanted, sizeof(wanted), argument) != 0)
+		if (how == SLEEPING)
+			failed = vs_copy_from_user(&wanted, sizeof(wanted), argument);
+		else if (how == ATOMICALLY)
+			failed = vs_probe_read_user(&wanted, sizeof(wanted), argument);
+		/* Where it can't be read (overlayfs passes no address), the worst is assumed of all but administrators. */
+		if (failed && !is_tagged(inode) && is_administrator())
+			return 0;
+		if (failed)
 			wanted = tag;
-		return set_flags(inode, (wanted & tag) == tag);
+		wish.tag = (wanted & tag) == tag;
+		wish.immutable = wanted & immutable;
+		return set_flags(inode, wish);
 	}
 	if (reaches_others(inode, kind))
 		return -EPERM;
-	if (is_tagged(inode) && !is_harmless(kind))
+	if (!is_tagged(inode))
+		return 0;
+	if (!is_harmless(kind))
 		return -EPERM;
+	/*
+	 * Overlayfs asks about the flags of a file that it copies up, with no address of anybody's. Told that
+	 * there are none, it makes a copy without the tag, which its guest may change.
+	 */
+	if ((kind == FS_IOC_GETFLAGS || kind == FS_IOC_FSGETXATTR) && how != NOT_AT_ALL && !argument)
+		return -ENOTTY;
 	return 0;
 }
 
-SEC("lsm/file_ioctl")
+SEC("lsm.s/file_ioctl")
 int file_ioctl(__u64 *ctx)
 {
-	return any_ioctl((void *)ctx[0], ctx[1], (void *)ctx[2]);
+	return any_ioctl((void *)ctx[0], ctx[1], (void *)ctx[2], SLEEPING);
 }
 
-/* Kernels without this hook ask file_ioctl for 32-bit callers, too. */
+/* Kernels without this hook ask file_ioctl for 32-bit callers, too. It may not sleep. */
 SEC("lsm/file_ioctl_compat")
 int file_ioctl_compat(__u64 *ctx)
 {
-	return any_ioctl((void *)ctx[0], ctx[1], (void *)(ctx[2] & 0xffffffff));
+	return any_ioctl((void *)ctx[0], ctx[1], (void *)(ctx[2] & 0xffffffff), ATOMICALLY);
+}
+
+/* Lockdown leaves no way to look without sleeping: 32-bit callers then change no flags but as administrators. */
+SEC("lsm/file_ioctl_compat")
+int file_ioctl_compat__blind(__u64 *ctx)
+{
+	return any_ioctl((void *)ctx[0], ctx[1], NULL, NOT_AT_ALL);
 }
 
 /* ---- is anybody there? ----------------------------------------------------------------------- */

@@ -17,7 +17,10 @@
  * - An error is a constant returned under an `if`; `return -(condition)` becomes branch-free arithmetic that the
  *   verifier can't bound. Two neighbouring stores to the context need vs_barrier() between them.
  * - Never -ESRCH from task_kill: the kernel tries again for ever. -EPERM.
- * - No kfuncs, no ksyms. No vs_probe_read_kernel() where a pointer can be followed: lockdown refuses it.
+ * - No kfuncs, no ksyms. No vs_probe_read_kernel() where a pointer can be followed: lockdown=confidentiality
+ *   refuses it, and makes the loader replace vs_probe_read_user() by something that is refused, too. A sleepable
+ *   program (lsm.s) has vs_copy_from_user(); another one may come with a variant HOOK__blind that does without and
+ *   is taken then.
  */
 #ifndef VSERVER_H
 #define VSERVER_H
@@ -140,6 +143,7 @@ static __u64 (*const vs_pid_tgid)(void) = (void *)14;
 static __u64 (*const vs_uid_gid)(void) = (void *)15;
 static long (*const vs_probe_read_user)(void *to, __u32 size, const void *from) = (void *)112;
 static long (*const vs_probe_read_kernel)(void *to, __u32 size, const void *from) = (void *)113;
+static long (*const vs_copy_from_user)(void *to, __u32 size, const void *from) = (void *)148;
 static struct task_struct *(*const vs_current)(void) = (void *)158;
 static long (*const vs_strncmp)(const char *a, __u32 size, const char *b) = (void *)182;
 

@@ -62,6 +62,9 @@ pub struct Standing {
 pub(crate) const LINK_INVERT_LEAVES_OPEN: &str =
     "a boot without the programs; the raw disk; root of guests in context 0 with CAP_LINUX_IMMUTABLE";
 
+/// What is better than the eBPF provider.
+const BETTER: &str = "boot a kernel with the vserver patch, which leaves nothing open";
+
 /// Asks about every feature. `sample` is open on the file system that link-invert is wanted for; without one it
 /// counts as had wherever it is loaded.
 pub fn survey(host: &Host, sample: Option<BorrowedFd<'_>>) -> Vec<Standing> {
@@ -103,7 +106,7 @@ fn standing(host: &Host, feature: Feature, patched: bool, sample: Option<Borrowe
         provider: had.then_some("bpf"),
         enforces,
         leaves_open: bpf_leaves_open,
-        cure: if had { "boot a kernel with the vserver patch, which leaves nothing open" } else { cure },
+        cure,
     }
 }
 
@@ -135,11 +138,11 @@ fn other(why: &str) -> (Verdict, &'static str) {
 /// Of an object that answers: enforced, unless the pins show that part of it is missing. Who may not see the
 /// pins takes the answer for it.
 pub(crate) fn loaded(host: &Host, feature: Feature) -> (Verdict, &'static str) {
-    let Some(object) = feature.object() else { return (Verdict::Enforced, "") };
+    let Some(object) = feature.object() else { return (Verdict::Enforced, BETTER) };
     match Pins::of(host).state(object) {
         Ok(State::Other { version }) => other(&format!("what is loaded is {version}")),
         Ok(State::Absent) => other("its programs answer, but are not pinned: they end with their loader"),
-        Ok(State::Loaded) | Err(_) => (Verdict::Enforced, ""),
+        Ok(State::Loaded) | Err(_) => (Verdict::Enforced, BETTER),
     }
 }
 

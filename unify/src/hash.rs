@@ -1,6 +1,6 @@
 //! Reading files: under a lease, once.
 
-use kernel::{Dir, File, Leased, Stat, Time};
+use kernel::{Dir, File, Leased, Seal, Stat, Time};
 use store::identity::{content_digest, content_hasher, object_id};
 use store::{ContentDigest, IdentityPolicy, ObjectId};
 
@@ -50,7 +50,8 @@ pub(crate) fn prove(
     }
     // Setting one later changes the change time, which is looked at again when the file is shared.
     if leased.file().is_marked().map_err(Skip::from_errno)? {
-        return Err(Skip::Marked);
+        let tagged = Seal::Bpf.is_on(leased.file()).unwrap_or(false);
+        return Err(if tagged { Skip::Stray } else { Skip::Marked });
     }
     let id = identify(around, leased.file(), &stat, identity)?;
     if leased.held() { Ok(Proof { id, stat }) } else { Err(Skip::Busy) }

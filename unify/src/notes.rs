@@ -28,6 +28,9 @@ pub enum Skip {
     Sparse,
     /// Marked by `chattr(1)`: inode flags or a project, which a link would spread.
     Marked,
+    /// Carries the tag that the eBPF provider takes for a seal, and is no object: where that is enforced,
+    /// not even its own guest can change it.
+    Stray,
     /// A path of more than 64 KiB or 512 directories, or a symbolic link or mount where a directory was.
     OutOfReach,
     /// The file system has a reason of its own not to share this file's extents.
@@ -66,6 +69,7 @@ impl Skip {
             Self::NotOurs => "replaced",
             Self::Sparse => "sparse",
             Self::Marked => "marked",
+            Self::Stray => "stray",
             Self::OutOfReach => "out-of-reach",
             Self::CannotShare => "cannot-share",
             Self::Failed(_) => "failed",
@@ -85,6 +89,7 @@ impl fmt::Display for Skip {
             Self::NotOurs => f.write_str("replaced by the guest since it was shared"),
             Self::Sparse => f.write_str("nearly all holes: nothing to save"),
             Self::Marked => f.write_str("has inode flags or a project (chattr) that a link would spread"),
+            Self::Stray => f.write_str("is tagged like a sealed file (chattr +A +S), but is none"),
             Self::OutOfReach => f.write_str("the path is too long, or a link or mount is in the way"),
             Self::CannotShare => f.write_str(
                 "its extents cannot be shared (a swap file, or copy-on-write or checksums are off)",

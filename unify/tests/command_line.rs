@@ -493,7 +493,7 @@ fn without_protection_the_choices_are_named() {
         fixtures::skip!("without_protection_the_choices_are_named", "kernel: it can protect files");
     }
     ran.expect(4);
-    for word in ["--noflags", "lsm=", "verity", "patch"] {
+    for word in ["--noflags", "bpf: ", "verity", "patch"] {
         assert!(ran.err.contains(word), "no `{word}` in: {}", ran.err);
     }
     assert!(ran.err.lines().all(|line| line.starts_with("vunify: ")), "{}", ran.err);

@@ -419,6 +419,21 @@ fn inode_flags_are_not_spread() {
     flags_stay(&xfs, "iadSA");
 }
 
+/// A guest's own file with the tag of sealed files is told apart: where that is enforced, the guest can't change it.
+#[test]
+fn a_stray_tag_is_told() {
+    const NAME: &str = "a_stray_tag_is_told";
+    let disk = fixtures::need!(NAME, LoopFs::ext4(32 << 20));
+    let guest = "f usr/tagged *5000:1\nf usr/half *5000:2\nf usr/none *5000:3\n";
+    let world = world_at(disk.path(), &[guest, guest]);
+    run("chattr", &["+AS".as_ref(), world.guests[1].join("usr/tagged").as_os_str()]);
+    run("chattr", &["+A".as_ref(), world.guests[1].join("usr/half").as_os_str()]);
+    let report = world.unify(&REAL).unwrap();
+    assert_eq!((skipped(&report, "stray"), skipped(&report, "marked")), (1, 1), "{report:?}");
+    assert!(!report.has_failures() && world.shares("usr/none") && !world.shares("usr/tagged"), "{report:?}");
+    run("chattr", &["-AS".as_ref(), world.guests[1].join("usr/tagged").as_os_str()]);
+}
+
 #[test]
 fn projects_keep_their_files() {
     const NAME: &str = "projects_keep_their_files";

@@ -118,14 +118,16 @@ impl BpfError {
             Self::NoTypes(_) | Self::BadTypes(_) => {
                 "use a kernel with CONFIG_DEBUG_INFO_BTF=y, as Debian, Fedora, Ubuntu and RHEL build theirs"
             }
-            Self::NoBpffs(_) => "mount -t bpf bpf /sys/fs/bpf",
+            Self::NoBpffs(_) => "mount -t bpf bpf /sys/fs/bpf, then run vkernel load",
             Self::LockedDown { .. } => {
                 "boot without lockdown=confidentiality (lockdown=integrity does no harm)"
             }
             Self::Refused { .. } => {
                 "ask whoever runs this host to permit eBPF of types LSM and TRACING, or use a patched kernel"
             }
-            Self::NotActive => "boot with lsm=...,bpf (the list now: /sys/kernel/security/lsm)",
+            Self::NotActive => {
+                "boot with lsm=...,bpf (/sys/kernel/security/lsm has the list), then run vkernel load"
+            }
             Self::NoHook { .. } => {
                 "use a kernel with CONFIG_BPF_LSM=y; Linux 6.1 and later are known to work"
             }

@@ -55,14 +55,15 @@ pub fn unload(host: &Host, object: &'static Object) -> Result<(), BpfError> {
     host.check()?;
     let pins = Pins::of(host);
     let held = pins.take()?;
-    if pins.state(object)? == State::Absent {
-        return Err(BpfError::NotLoaded(object.name));
+    let loaded = pins.state(object)? != State::Absent;
+    if loaded {
+        held.retire(object)?;
     }
-    held.retire(object)?;
-    sweep(&held, object.maps)
+    sweep(&held, object.maps)?;
+    if loaded { Ok(()) } else { Err(BpfError::NotLoaded(object.name)) }
 }
 
-/// Removes those of the maps that no loaded object needs, and our directory if it is empty then.
+/// Removes those of the maps that no loaded object needs.
 fn sweep(held: &Held<'_>, maps: &[&str]) -> Result<(), BpfError> {
     let is_loaded = |object: &Object| !matches!(held.pins.state(object), Ok(State::Absent));
     let loaded: Vec<&Object> = objects::ALL.iter().copied().filter(|object| is_loaded(object)).collect();
@@ -70,9 +71,6 @@ fn sweep(held: &Held<'_>, maps: &[&str]) -> Result<(), BpfError> {
         if !loaded.iter().any(|object| object.maps.contains(map)) {
             held.forget_map(map)?;
         }
-    }
-    if loaded.is_empty() {
-        held.tidy();
     }
     Ok(())
 }
@@ -110,6 +108,11 @@ fn stage(host: &Host, held: &Held<'_>, object: &'static Object) -> Result<Loaded
     attached.sort_unstable();
     Ok(Loaded { attached, left_out: fitting.left_out, already: false })
 }
+
+/// The mode of lockdown in which programs may not read the kernel's memory through helpers.
+const CONFIDENTIALITY: &str = "confidentiality";
+/// Variants of programs that do without.
+const BLIND: &str = "__blind";
 
 /// The programs of an object that fit this kernel, in the order in which they are attached.
 struct Fitting {
@@ -150,6 +153,13 @@ impl Fitting {
         let mut fitting = Self { object, parsed, programs: Vec::new(), left_out: Vec::new() };
         let mut names: Vec<String> = fitting.parsed.programs.keys().cloned().collect();
         names.sort_unstable();
+        if host.lockdown().as_deref() == Some(CONFIDENTIALITY) {
+            let blind: Vec<String> =
+                names.iter().filter_map(|name| name.strip_suffix(BLIND)).map(str::to_owned).collect();
+            names.retain(|name| !blind.contains(name));
+        } else {
+            names.retain(|name| !name.ends_with(BLIND));
+        }
         for name in names {
             fitting.choose(&hooks, name)?;
         }
@@ -270,7 +280,7 @@ fn open(path: &Path) -> Result<File, BpfError> {
 /// Why a program was not loaded: who said no.
 fn refusal(host: &Host, object: &'static Object, program: &str, error: &ProgramError) -> BpfError {
     let (object, program) = (object.name, program.to_owned());
-    if let Some(mode) = host.lockdown().filter(|mode| mode == "confidentiality") {
+    if let Some(mode) = host.lockdown().filter(|mode| mode == CONFIDENTIALITY) {
         return BpfError::LockedDown { mode, object, program };
     }
     match error {

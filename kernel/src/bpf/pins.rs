@@ -164,9 +164,11 @@ impl Held<'_> {
             Err(errno) => Err(BpfError::at("remove", path)(errno)),
         }
     }
+}
 
-    /// Removes our directory if nothing is in it any more.
-    pub(super) fn tidy(&self) {
+/// Removes our directories, if nothing is in them any more.
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
         Real.remove_dir(At::new(&self.home, MAPS.as_bytes())).ok();
         if let Some(above) = self.pins.home.parent().and_then(|path| Dir::open_host(path).ok()) {
             Real.remove_dir(At::new(&above, HOME.as_bytes())).ok();
@@ -264,7 +266,7 @@ mod tests {
         held.publish(&LINK_INVERT, &stage).unwrap();
         assert_eq!(pins.state(&LINK_INVERT).unwrap(), State::Loaded);
         held.retire(&LINK_INVERT).unwrap();
-        held.tidy();
+        drop(held);
         assert!(!pins.home().exists());
     }
 }

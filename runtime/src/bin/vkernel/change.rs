@@ -22,10 +22,10 @@ struct Tally {
 impl Tally {
     /// One failure speaks for itself; with several each is reported. Partly, if something was done all the same.
     fn end(mut self, out: &Out, verb: &'static str) -> Result<Exit, Problem> {
-        out.summary(&json!({ verb: self.done }), || format!("{} {verb}", features(self.done)));
         if self.done == 0 && self.failed.len() == 1 {
             return self.failed.pop().map_or(Ok(Exit::Bug), Err);
         }
+        out.summary(&json!({ verb: self.done }), || format!("{} {verb}", features(self.done)));
         self.failed.iter().for_each(|problem| out.error(problem));
         Ok(match (self.done, self.failed.first()) {
             (_, None) => Exit::Done,

@@ -7,7 +7,7 @@ use cli::{Count, Exit, HumanBytes, PathText, Problem};
 use kernel::Seal;
 use serde::Serialize;
 use store::journal::{Action, Batch, RunEnd, Verb};
-use unify::{Explanation, Report, Shareable, Skipped, State};
+use unify::{Explanation, Report, Shareable, Skip, Skipped, State};
 
 use crate::{Args, Setting, usual_store};
 
@@ -88,8 +88,11 @@ impl Setting<'_> {
     fn tell_skipped(&self, skipped: &Skipped) {
         let path = self.located.path().with_file_name("").join(&skipped.guest).join(&skipped.path);
         if skipped.why.is_failure() {
-            self.out.warn(&Problem::new(format!("left alone: {}", skipped.why)).at(&path));
-            return;
+            return self.out.warn(&Problem::new(format!("left alone: {}", skipped.why)).at(&path));
+        }
+        if skipped.why == Skip::Stray {
+            let problem = Problem::new(format!("left alone: {}", skipped.why)).at(&path);
+            return self.out.warn(&problem.cure("chattr -A or -S it, unless it is meant to be unchangeable"));
         }
         let event = SkippedEvent { path: PathText::new(&path), reason: skipped.why.name() };
         self.out.detail("skipped", &event, || format!("left alone: {}: {}", event.path, skipped.why));
