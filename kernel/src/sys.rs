@@ -51,8 +51,15 @@ pub(crate) fn ignore_sigio() {
 pub(crate) fn raise_open_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let now = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum }).ok();
+    let raised = now.maximum.map(|maximum| maximum.max(WANTED_FILES));
+    let privileged = setrlimit(Resource::Nofile, Rlimit { current: raised, maximum: raised });
+    if privileged.is_err() {
+        setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum }).ok();
+    }
 }
+
+/// Open files that a full batch could do with; below the kernel's own `fs.nr_open` of 1,048,576.
+const WANTED_FILES: u64 = 128 * 1024;
 
 #[repr(C)]
 struct MountAttr {

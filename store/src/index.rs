@@ -15,8 +15,8 @@ use crate::{ObjectId, Result, Store};
 /// Version of rows and tables, kept in `user_version`. Another version is an empty index.
 const SCHEMA: i64 = 1;
 
-/// Rows are kept in pieces of this many bytes, far below `SQLite`'s limit for one value.
-const PIECE: usize = 16 << 20;
+/// Rows are kept in pieces of this many bytes: `SQLite` holds one at a time, and far more would be its limit.
+const PIECE: usize = 1 << 20;
 
 /// No number: a file without a digest, a directory that was not read.
 pub const NONE: u32 = u32::MAX;
@@ -219,12 +219,10 @@ impl Census {
     fn decode(bytes: &[u8]) -> Option<Self> {
         let mut input = Reader(bytes);
         let fingerprint = input.u64()?;
-        let dirs: Vec<_> =
-            (0..input.count(DirRow::BYTES)?).map(|_| DirRow::get(&mut input)).collect::<Option<_>>()?;
-        let files: Vec<_> =
-            (0..input.count(FileRow::BYTES)?).map(|_| FileRow::get(&mut input)).collect::<Option<_>>()?;
+        let dirs = rows(&mut input, DirRow::BYTES, DirRow::get)?;
+        let files = rows(&mut input, FileRow::BYTES, FileRow::get)?;
         let names = input.bytes()?.to_vec();
-        let ids = (0..input.count(32)?).map(|_| input.array().map(ObjectId)).collect::<Option<_>>()?;
+        let ids = rows(&mut input, 32, |input| input.array().map(ObjectId))?;
         let census = Self { fingerprint, dirs, files, names, ids };
         (input.0.is_empty() && census.is_sound()).then_some(census)
     }
@@ -251,6 +249,20 @@ impl Census {
                     && (row.id == NONE || (row.id as usize) < self.ids.len())
             })
     }
+}
+
+/// Rows behind their number, in a vector that is not a byte too large.
+fn rows<T>(
+    input: &mut Reader<'_>,
+    bytes: usize,
+    mut get: impl FnMut(&mut Reader<'_>) -> Option<T>,
+) -> Option<Vec<T>> {
+    let count = input.count(bytes)?;
+    let mut rows = Vec::with_capacity(count);
+    for _ in 0..count {
+        rows.push(get(input)?);
+    }
+    Some(rows)
 }
 
 /// An object as it looked when it was last checked.
@@ -314,16 +326,20 @@ impl Index {
 
     /// The objects as they were last seen, by inode number.
     pub fn objects(&self) -> Vec<ObjectRow> {
-        let rows = self.pieces(b"").unwrap_or_default();
-        let mut input = Reader(&rows);
+        let bytes = self.pieces(b"").unwrap_or_default();
+        let mut input = Reader(&bytes);
         let row = || Some(ObjectRow { ino: input.u64()?, class: input.u64()? });
-        std::iter::from_fn(row).collect()
+        let mut rows = Vec::with_capacity(bytes.len() / 16);
+        rows.extend(std::iter::from_fn(row));
+        rows
     }
 
     fn pieces(&self, key: &[u8]) -> Option<Vec<u8>> {
+        let length = "SELECT coalesce(sum(length(data)), 0) FROM piece WHERE guest = ?";
+        let length: u64 = self.db.query_row(length, params![key], |row| row.get(0)).ok()?;
         let mut query = self.db.prepare("SELECT data FROM piece WHERE guest = ? ORDER BY seq").ok()?;
         let mut rows = query.query(params![key]).ok()?;
-        let mut whole = Vec::new();
+        let mut whole = Vec::with_capacity(usize::try_from(length).ok()?);
         while let Some(row) = rows.next().ok()? {
             whole.extend_from_slice(row.get_ref(0).ok()?.as_blob().ok()?);
         }

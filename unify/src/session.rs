@@ -144,6 +144,7 @@ impl<'a> Session<'a> {
             return Err(Error::Interrupted);
         }
         let admitted: Vec<ObjectRow> = plan.admissions().collect();
+        let touched = plan.touched();
         if !plan.is_empty() {
             let run = Run { session: &self, store, journal, seal };
             run.carry_out(RunKind::Unify, command, plan.batches(), plan.actions(), &mut report, &[])?;
@@ -152,6 +153,9 @@ impl<'a> Session<'a> {
         report.objects += report.done.admitted;
         if let Some(index) = &mut index {
             let objects = survey.objects.into_rows_if_new(admitted);
+            for (census, dirs) in survey.censuses.iter_mut().zip(&touched) {
+                walk::forget(census, dirs);
+            }
             self.remember(index, survey.censuses, objects.as_deref(), began);
         }
         report.fill_skipped(self.notes);

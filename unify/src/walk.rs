@@ -5,7 +5,7 @@
 //! metadata can. An entry whose inode is an object needs no look at all: the store holds that inode, so
 //! its number cannot stand for another.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
 use kernel::{Dir, EntryBuffer, Errno, Kind, Stat, Time};
@@ -305,6 +305,29 @@ pub(crate) fn settle(census: &mut Census, began: Time) {
     }
 }
 
+/// Forgets the files of directories that the run may have changed: the next run reads these anew, and most
+/// of their files are objects by then.
+pub(crate) fn forget(census: &mut Census, changed: &HashSet<u32>) {
+    if changed.is_empty() {
+        return;
+    }
+    let mut old = std::mem::take(census);
+    *census = Census { fingerprint: old.fingerprint, ids: std::mem::take(&mut old.ids), ..Census::default() };
+    for (row, dir) in (0..).zip(&old.dirs) {
+        let (name, first_file) = (census.add_name(old.name(dir.name)), census.files.len() as u32);
+        let mut dir = DirRow { name, first_file, ..*dir };
+        if changed.contains(&row) {
+            dir = DirRow { ctime: DirRow::UNSETTLED, files: 0, ..dir };
+        } else {
+            for file in old.files_in(row) {
+                let name = census.add_name(old.name(file.name));
+                census.files.push(FileRow { name, ..*file });
+            }
+        }
+        census.dirs.push(dir);
+    }
+}
+
 /// Whether a directory's path is followed.
 pub(crate) fn is_within_reach(path: &[u8]) -> bool {
     path.len() <= MAX_PATH && path.split(|&byte| byte == b'/').count() <= MAX_DEPTH
@@ -321,4 +344,48 @@ pub(crate) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
 pub(crate) fn to_path(bytes: &[u8]) -> std::path::PathBuf {
     use std::os::unix::ffi::OsStrExt;
     std::path::PathBuf::from(std::ffi::OsStr::from_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_of_changed_directories_are_forgotten() {
+        let mut census = Census { fingerprint: 7, ..Census::default() };
+        let root = census.add_name(b"");
+        census.dirs.push(new_dir(root, 0));
+        for (row, name) in [(1, b"bin"), (2, b"lib")] {
+            let name = census.add_name(name);
+            let first_file = census.files.len() as u32;
+            census.dirs.push(DirRow { ctime: 5, first_file, files: 2, ..new_dir(name, 0) });
+            for file in [b"one".as_slice(), b"two"] {
+                let name = census.add_name(file);
+                let row = FileRow {
+                    ino: 9,
+                    ctime: 5,
+                    size: 1,
+                    class: 0,
+                    name,
+                    dir: row,
+                    id: NONE,
+                    nlink: 1,
+                    state: 0,
+                };
+                census.files.push(row);
+            }
+        }
+        census.dirs[0] = DirRow { first_dir: 1, dirs: 2, ctime: 5, ..census.dirs[0] };
+        let before = census.clone();
+        forget(&mut census, &HashSet::new());
+        assert_eq!(census, before);
+
+        forget(&mut census, &HashSet::from([1]));
+        assert_eq!(census.dirs.iter().map(|dir| dir.ctime).collect::<Vec<_>>(), [5, DirRow::UNSETTLED, 5]);
+        assert_eq!(census.files_in(1), []);
+        let left: Vec<&[u8]> = census.files_in(2).iter().map(|file| census.name(file.name)).collect();
+        assert_eq!(left, [b"one", b"two"]);
+        assert_eq!((census.dir_path(1), census.dir_path(2)), (b"bin".to_vec(), b"lib".to_vec()));
+        assert_eq!(census.subdirs(0), before.subdirs(0));
+    }
 }

@@ -37,6 +37,9 @@ pub(crate) use parked::{Parking, Swap, swap};
 /// Neighbouring actions that one thread takes at a time.
 const STRIDE: usize = 32;
 
+/// Actions in one directory that one thread carries out, at most.
+const DIRECTORY_STRETCH: usize = 128;
+
 /// What a run has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Done {
@@ -236,7 +239,10 @@ impl Mover<'_> {
             let chosen: Vec<usize> =
                 (0..actions.len()).filter(|&at| (actions[at].verb == Verb::Admit) == admissions).collect();
             let dir = |at: usize| actions[at].names.first().map(|name| name.dir);
-            let by_dir: Vec<&[usize]> = chosen.chunk_by(|a, b| dir(*a) == dir(*b)).collect();
+            let by_dir: Vec<&[usize]> = chosen
+                .chunk_by(|a, b| dir(*a) == dir(*b))
+                .flat_map(|same| same.chunks(DIRECTORY_STRETCH))
+                .collect();
             let results: Vec<(usize, Traces)> =
                 by_dir.par_iter().flat_map_iter(|chunk| self.act_in_dir(stage, chunk, copies)).collect();
             results.into_iter().for_each(|(at, trace)| traces[at] = trace);
@@ -395,8 +401,15 @@ fn number_parks(batch: &Batch) -> Vec<u32> {
         .collect()
 }
 
-/// Directories of actions that have names in more than one.
+/// Directories that several threads may work in: those of actions that have names in more than one, and
+/// those of more actions than one thread takes.
 fn spread(batch: &Batch) -> HashSet<u32> {
     let in_several = |action: &&Action| action.names.iter().any(|name| name.dir != action.names[0].dir);
-    batch.actions.iter().filter(in_several).flat_map(|action| &action.names).map(|name| name.dir).collect()
+    let names = batch.actions.iter().filter(in_several).flat_map(|action| &action.names);
+    let mut dirs: HashSet<u32> = names.map(|name| name.dir).collect();
+    let first = |action: &Action| action.names.first().map(|name| name.dir);
+    let long =
+        batch.actions.chunk_by(|a, b| first(a) == first(b)).filter(|same| same.len() > DIRECTORY_STRETCH);
+    dirs.extend(long.filter_map(|same| first(&same[0])));
+    dirs
 }

@@ -12,7 +12,7 @@ use crate::guest::Guest;
 const BATCH_NAMES: u64 = 16 * 1024;
 
 /// Directories in a batch, at most; each is held open meanwhile.
-const BATCH_DIRS: u64 = 2048;
+const BATCH_DIRS: u64 = 8192;
 
 /// Bytes of directories' paths in a batch, at most, apart from those of one action.
 const BATCH_PATHS: usize = 16 << 20;

@@ -12,6 +12,8 @@ mod group;
 mod items;
 mod read;
 
+use std::collections::HashSet;
+
 use store::ObjectName;
 use store::index::{Census, ObjectRow};
 use store::journal::{Action, Batch, NameRef, Verb};
@@ -56,6 +58,18 @@ impl Plan<'_> {
             let file = self.items.row(self.censuses, step.inode);
             ObjectRow { ino: file.ino, class: file.class }
         })
+    }
+
+    /// The directories that an action may change, of each guest.
+    pub(crate) fn touched(&self) -> Vec<HashSet<u32>> {
+        let mut touched = vec![HashSet::new(); self.guests.len()];
+        for step in self.assigned.admits.iter().chain(&self.assigned.links) {
+            for item in self.items.names(step.inode) {
+                let file = &self.censuses[item.guest as usize].files[item.file as usize];
+                touched[item.guest as usize].insert(file.dir);
+            }
+        }
+        touched
     }
 
     pub(crate) fn censuses(&self) -> &[Census] {

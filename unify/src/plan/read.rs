@@ -15,6 +15,10 @@ use crate::walk::{join, to_path};
 /// Files that are read at once, one behind the other on the disk, where a head has to move.
 const DISK_STRETCH: usize = 64;
 
+/// Files of one directory that one thread reads, at most: a long directory would keep one thread at work
+/// when all others are done.
+const DIRECTORY_STRETCH: usize = 32;
+
 /// Bytes of directories' paths of one inode's names, at most: they stand in the journal together.
 const MAX_PATHS: usize = 16 << 20;
 
@@ -35,8 +39,10 @@ impl Planner<'_> {
             })
             .collect();
         ordered.par_sort_unstable_by_key(|&(guest, dir, ino, _)| (guest, dir, ino));
-        let dirs: Vec<&[(u32, u32, u64, Inode)]> =
-            ordered.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)).collect();
+        let dirs: Vec<&[(u32, u32, u64, Inode)]> = ordered
+            .chunk_by(|a, b| (a.0, a.1) == (b.0, b.1))
+            .flat_map(|dir| dir.chunks(DIRECTORY_STRETCH))
+            .collect();
         let in_dir = |of: &&[(u32, u32, u64, Inode)]| self.open_dir(censuses, of[0].0, of[0].1);
         if !self.rotational {
             let prove = |dir| self.prove_each(censuses, items, &in_dir(dir), dir.iter().map(|x| x.3));
