@@ -28,6 +28,7 @@
 #define EXT4_IOC_MIGRATE _IO('f', 9)
 
 static const char *file_system;
+static int tag_is_on;
 
 static unsigned get_flags(const char *path)
 {
@@ -281,7 +282,8 @@ static void as_guest(void *argument)
 		DENIED(set_flags("mine", 0, SEAL), EPERM, "%s root of a guest: can't seal", file_system);
 		DENIED(set_flags("mine", 0, LINK_INVERT_FL), EPERM, "%s root of a guest: can't invert", file_system);
 	}
-	DENIED(set_flags("mine", 0, TAG), EPERM, "%s root of a guest: can't tag", file_system);
+	if (tag_is_on)
+		DENIED(set_flags("mine", 0, TAG), EPERM, "%s root of a guest: can't tag", file_system);
 	unlink("mine");
 }
 
@@ -392,7 +394,9 @@ static void on(const char *name, const char *device)
 	if (!strcmp(name, "ext4"))
 		seal_of(SEAL, "seal", device);
 	WORKS(write_file("/proc/sys/fs/vserver/honour_tag", "1"), "%s: switch the tag on", name);
+	tag_is_on = 1;
 	seal_of(TAG, "tag", device);
+	tag_is_on = 0;
 	overlay();
 	write_file("/proc/sys/fs/vserver/honour_tag", "0");
 	if (chdir("/"))
