@@ -200,6 +200,7 @@ static void root_in_context(void *argument)
 	waitpid(sibling, &status, 0);
 	check(WIFSIGNALED(status), "kill -1 reached its own");
 	setpriority(PRIO_USER, 0, 1);
+	new_s_context(-2, 1ull << CAP_SYS_ADMIN, 0);
 	DENIED(open("/proc/sys/kernel/hostname", O_WRONLY), EPERM, "root in a context: write to /proc/sys");
 	DENIED(chmod("/proc/uptime", 0600), EPERM, "root in a context: chmod in /proc");
 	DENIED(open("/proc/sysrq-trigger", O_WRONLY), EPERM, "root in a context: sysrq-trigger");

@@ -68,28 +68,27 @@ const char *status_of(pid_t pid, const char *name)
 	return "";
 }
 
-/* The numbers are asked of the kernel, as programs should. */
-static long number_of(const char *name)
-{
-	return strtol(status_of(0, name), NULL, 10);
-}
+static long new_s_context_number, set_ipv4root_number;
 
 long new_s_context(int32_t ctx, uint64_t remove, uint32_t flags)
 {
-	static long number;
-
-	if (!number)
-		number = number_of("__NR_new_s_context");
-	return syscall(number, ctx, remove, flags);
+	return syscall(new_s_context_number, ctx, remove, flags);
 }
 
 long set_ipv4root(const uint32_t *addrs, uint32_t count, uint32_t broadcast)
 {
-	static long number;
+	return syscall(set_ipv4root_number, addrs, count, broadcast);
+}
 
-	if (!number)
-		number = number_of("__NR_set_ipv4root");
-	return syscall(number, addrs, count, broadcast);
+/* The kernel is asked for the numbers, as programs should; at once, as there may be no /proc later. */
+static void find_numbers(void)
+{
+	new_s_context_number = strtol(status_of(0, "__NR_new_s_context"), NULL, 10);
+	set_ipv4root_number = strtol(status_of(0, "__NR_set_ipv4root"), NULL, 10);
+	check(new_s_context_number > 0 && strstr(status_of(0, "__NR_new_s_context"), "rev1"),
+	      "the number and revision of new_s_context");
+	check(set_ipv4root_number > 0 && strstr(status_of(0, "__NR_set_ipv4root"), "rev1"),
+	      "the number and revision of set_ipv4root");
 }
 
 int write_file(const char *path, const char *text)
@@ -140,6 +139,7 @@ int main(void)
 		dup2(fd, 1);
 		dup2(fd, 2);
 	}
+	find_numbers();
 	run(test_seals);
 	run(test_contexts);
 	run(test_guests);
