@@ -3,7 +3,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 export PREFIX DESTDIR
 
-.PHONY: all demo test check bench man install
+.PHONY: all demo test check bench kernel man install
 
 all:
 	@scripts/setup build
@@ -28,6 +28,11 @@ check:
 bench:
 	@scripts/setup build
 	@benches/run
+
+# The patched Linux 6.12, built once and kept, and booted in QEMU with its assertions. Prints the image's path.
+kernel:
+	@scripts/setup kernel
+	@scripts/kernel --test
 
 # Man pages and shell completions, in target/docs.
 man:

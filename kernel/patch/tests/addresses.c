@@ -1,0 +1,446 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+/* IP roots: what a process may bind, where it sends from, what it sees of the network. */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <linux/if_packet.h>
+#include <linux/rtnetlink.h>
+#include <net/ethernet.h>
+#include <net/if.h>
+#include <netinet/ip.h>
+#include <netinet/ip_icmp.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "check.h"
+
+#define ROOT "10.0.0.2"
+#define SECOND "10.0.0.3"
+#define OTHER "10.0.0.1"
+#define BROADCAST "10.0.0.255"
+
+static struct sockaddr_in v4(const char *address, int port)
+{
+	struct sockaddr_in sin = { .sin_family = AF_INET, .sin_port = htons((uint16_t)port) };
+
+	inet_pton(AF_INET, address, &sin.sin_addr);
+	return sin;
+}
+
+static struct sockaddr_in6 v6(const char *address, int port)
+{
+	struct sockaddr_in6 sin6 = { .sin6_family = AF_INET6, .sin6_port = htons((uint16_t)port) };
+
+	inet_pton(AF_INET6, address, &sin6.sin6_addr);
+	return sin6;
+}
+
+static int bound4(int type, const char *address, int port)
+{
+	struct sockaddr_in sin = v4(address, port);
+	int fd = socket(AF_INET, type | SOCK_CLOEXEC, 0), error;
+
+	if (bind(fd, (void *)&sin, sizeof(sin))) {
+		error = errno;
+		close(fd);
+		errno = error;
+		return -1;
+	}
+	return fd;
+}
+
+static int bound6(int type, const char *address, int port)
+{
+	struct sockaddr_in6 sin6 = v6(address, port);
+	int fd = socket(AF_INET6, type | SOCK_CLOEXEC, 0), error;
+
+	if (bind(fd, (void *)&sin6, sizeof(sin6))) {
+		error = errno;
+		close(fd);
+		errno = error;
+		return -1;
+	}
+	return fd;
+}
+
+/* The address of the socket, or of its peer, as text. */
+static const char *name_of(int fd, int peer)
+{
+	static char text[64];
+	struct sockaddr_storage name;
+	socklen_t length = sizeof(name);
+
+	text[0] = 0;
+	if (fd < 0 || (peer ? getpeername : getsockname)(fd, (void *)&name, &length))
+		return text;
+	if (name.ss_family == AF_INET)
+		inet_ntop(AF_INET, &((struct sockaddr_in *)&name)->sin_addr, text, sizeof(text));
+	else
+		inet_ntop(AF_INET6, &((struct sockaddr_in6 *)&name)->sin6_addr, text, sizeof(text));
+	return text;
+}
+
+static int connected4(int type, const char *address, int port)
+{
+	struct sockaddr_in sin = v4(address, port);
+	int fd = socket(AF_INET, type | SOCK_CLOEXEC, 0), error;
+
+	if (connect(fd, (void *)&sin, sizeof(sin))) {
+		error = errno;
+		close(fd);
+		errno = error;
+		return -1;
+	}
+	return fd;
+}
+
+static int connected6(int type, const char *address, int port)
+{
+	struct sockaddr_in6 sin6 = v6(address, port);
+	int fd = socket(AF_INET6, type | SOCK_CLOEXEC, 0), error;
+
+	if (connect(fd, (void *)&sin6, sizeof(sin6))) {
+		error = errno;
+		close(fd);
+		errno = error;
+		return -1;
+	}
+	return fd;
+}
+
+static int send_to(int fd, const char *address, int port)
+{
+	struct sockaddr_in sin = v4(address, port);
+
+	return (int)sendto(fd, "x", 1, 0, (void *)&sin, sizeof(sin));
+}
+
+/* Where the next datagram came from; empty after half a second. */
+static const char *received(int fd)
+{
+	static char text[64];
+	struct sockaddr_in from;
+	socklen_t length = sizeof(from);
+	char byte[64];
+	struct pollfd waiting = { fd, POLLIN, 0 };
+
+	text[0] = 0;
+	if (poll(&waiting, 1, 500) == 1 && recvfrom(fd, byte, sizeof(byte), 0, (void *)&from, &length) >= 0)
+		inet_ntop(AF_INET, &from.sin_addr, text, sizeof(text));
+	return text;
+}
+
+/* Sends with IP_PKTINFO, which names a source address. */
+static int send_from(int fd, const char *source, const char *address, int port)
+{
+	char space[CMSG_SPACE(sizeof(struct in_pktinfo))] = "";
+	struct sockaddr_in sin = v4(address, port);
+	struct iovec data = { "x", 1 };
+	struct msghdr message = {
+		.msg_name = &sin, .msg_namelen = sizeof(sin), .msg_iov = &data, .msg_iovlen = 1,
+		.msg_control = space, .msg_controllen = sizeof(space),
+	};
+	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+	struct in_pktinfo info = { 0 };
+
+	header->cmsg_level = IPPROTO_IP;
+	header->cmsg_type = IP_PKTINFO;
+	header->cmsg_len = CMSG_LEN(sizeof(info));
+	inet_pton(AF_INET, source, &info.ipi_spec_dst);
+	memcpy(CMSG_DATA(header), &info, sizeof(info));
+	return (int)sendmsg(fd, &message, 0);
+}
+
+static int lines_with(const char *path, const char *text)
+{
+	FILE *file = fopen(path, "r");
+	char line[512];
+	int count = 0;
+
+	while (file && fgets(line, sizeof(line), file))
+		count += strstr(line, text) != NULL;
+	if (file)
+		fclose(file);
+	return count;
+}
+
+static int outside_tcp, outside_udp;
+
+static void tcp(void)
+{
+	int server = bound4(SOCK_STREAM, "0.0.0.0", 8000), client, fd;
+
+	check(!strcmp(name_of(server, 0), ROOT), "TCP bound to any is bound to the root (%s)", name_of(server, 0));
+	WORKS(listen(server, 1), "beside another server on any and the same port");
+	client = connected4(SOCK_STREAM, "127.0.0.1", 8000);
+	check(!strcmp(name_of(client, 1), ROOT), "loopback is the root (%s)", name_of(client, 1));
+	check(!strcmp(name_of(client, 0), ROOT), "and where it comes from (%s)", name_of(client, 0));
+	fd = accept(server, NULL, NULL);
+	check(!strcmp(name_of(fd, 0), ROOT), "so it does for the server");
+	close(fd);
+	close(client);
+	close(server);
+	client = connected4(SOCK_STREAM, OTHER, 8000);
+	check(!strcmp(name_of(client, 0), ROOT), "a client of a server outside comes from the root (%s)",
+	      name_of(client, 0));
+	close(client);
+	DENIED(bound4(SOCK_STREAM, OTHER, 0), EADDRNOTAVAIL, "TCP: no other address");
+	WORKS(bound4(SOCK_STREAM, SECOND, 8001), "TCP: its second address");
+	fd = bound4(SOCK_STREAM, "127.0.0.1", 8002);
+	check(!strcmp(name_of(fd, 0), ROOT), "TCP bound to loopback is bound to the root");
+	close(fd);
+	fd = socket(AF_INET, SOCK_STREAM, 0);
+	WORKS(listen(fd, 1), "listen without bind");
+	check(!strcmp(name_of(fd, 0), ROOT), "listens on the root (%s)", name_of(fd, 0));
+	close(fd);
+}
+
+static void udp(void)
+{
+	int fd = bound4(SOCK_DGRAM, "0.0.0.0", 9000), on = 1, other;
+	struct sockaddr_in unspecified = { .sin_family = AF_UNSPEC };
+
+	check(!strcmp(name_of(fd, 0), ROOT), "UDP bound to any is bound to the root");
+	send_to(fd, OTHER, 9000);
+	check(!strcmp(received(outside_udp), ROOT), "it sends from the root");
+	DENIED(send_from(fd, OTHER, OTHER, 9000), EADDRNOTAVAIL, "IP_PKTINFO: no other source");
+	WORKS(send_from(fd, SECOND, OTHER, 9000), "IP_PKTINFO: its second address");
+	check(!strcmp(received(outside_udp), SECOND), "which it sends from");
+	send_to(fd, "127.0.0.1", 9000);
+	check(!strcmp(received(fd), ROOT), "what it sends to loopback comes to itself");
+	setsockopt(outside_udp, SOL_SOCKET, SO_BROADCAST, &on, sizeof(on));
+	send_to(outside_udp, BROADCAST, 9000);
+	check(!strcmp(received(fd), OTHER), "it receives a broadcast (%s)", "from outside");
+	received(outside_udp);
+	close(fd);
+	WORKS(bound4(SOCK_DGRAM, BROADCAST, 9001), "UDP bound to the broadcast address");
+	DENIED(bound4(SOCK_DGRAM, OTHER, 9002), EADDRNOTAVAIL, "UDP: no other address");
+	DENIED(bound4(SOCK_DGRAM, "10.1.255.255", 9002), EADDRNOTAVAIL, "UDP: no other broadcast address");
+	fd = socket(AF_INET, SOCK_DGRAM, 0);
+	send_to(fd, OTHER, 9000);
+	check(!strcmp(received(outside_udp), ROOT), "an unbound socket sends from the root");
+	connect(fd, (void *)&unspecified, sizeof(unspecified));
+	send_to(fd, OTHER, 9000);
+	check(!strcmp(received(outside_udp), ROOT), "still so after AF_UNSPEC");
+	close(fd);
+	other = connected4(SOCK_DGRAM, OTHER, 9000);
+	check(!strcmp(name_of(other, 0), ROOT), "a connected one too");
+	close(other);
+}
+
+static void ipv6(void)
+{
+	struct sockaddr_in6 there = v6("fd00::1", 9000);
+	int fd = bound6(SOCK_STREAM, "::", 8003), only = 1;
+
+	check(!strcmp(name_of(fd, 0), "::ffff:" ROOT), "IPv6 bound to any is bound to the root (%s)", name_of(fd, 0));
+	close(fd);
+	DENIED(bound6(SOCK_STREAM, "::1", 8003), EADDRNOTAVAIL, "IPv6: not its loopback");
+	DENIED(bound6(SOCK_STREAM, "fd00::1", 8003), EADDRNOTAVAIL, "IPv6: no address");
+	DENIED(bound6(SOCK_STREAM, "::ffff:" OTHER, 8003), EADDRNOTAVAIL, "IPv6: no other mapped address");
+	fd = bound6(SOCK_STREAM, "::ffff:127.0.0.1", 8004);
+	check(!strcmp(name_of(fd, 0), "::ffff:" ROOT), "IPv6: mapped loopback is the root");
+	close(fd);
+	fd = connected6(SOCK_STREAM, "::ffff:" OTHER, 8000);
+	check(!strcmp(name_of(fd, 0), "::ffff:" ROOT), "IPv6: a mapped connection comes from the root (%s)", name_of(fd, 0));
+	close(fd);
+	DENIED(connected6(SOCK_STREAM, "fd00::1", 8000), ENETUNREACH, "IPv6: no connection");
+	DENIED(connected6(SOCK_DGRAM, "fd00::1", 8000), ENETUNREACH, "IPv6: no datagram connection");
+	fd = socket(AF_INET6, SOCK_DGRAM, 0);
+	DENIED(sendto(fd, "x", 1, 0, (void *)&there, sizeof(there)), ENETUNREACH, "IPv6: no datagram");
+	there = v6("::ffff:" OTHER, 9000);
+	WORKS(sendto(fd, "x", 1, 0, (void *)&there, sizeof(there)), "IPv6: a mapped datagram");
+	check(!strcmp(received(outside_udp), ROOT), "comes from the root");
+	close(fd);
+	fd = socket(AF_INET6, SOCK_STREAM, 0);
+	setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &only, sizeof(only));
+	DENIED(listen(fd, 1), EADDRNOTAVAIL, "IPv6 only: no listening");
+	close(fd);
+	DENIED(socket(AF_INET6, SOCK_RAW, IPPROTO_ICMPV6), EPERM, "IPv6: no raw socket");
+}
+
+static void raw(void)
+{
+	struct { struct iphdr ip; struct icmphdr icmp; } packet = { 0 };
+	struct sockaddr_in there = v4(OTHER, 0);
+	int fd = socket(AF_INET, SOCK_RAW, IPPROTO_ICMP), on = 1;
+
+	check(fd >= 0, "a raw socket, with the capability");
+	check(!strcmp(name_of(fd, 0), ROOT), "is bound to the root");
+	DENIED(bind(fd, (void *)&there, sizeof(there)), EADDRNOTAVAIL, "raw: no other address");
+	DENIED(send_from(fd, OTHER, OTHER, 0), EADDRNOTAVAIL, "raw: no other source by IP_PKTINFO");
+	setsockopt(fd, IPPROTO_IP, IP_HDRINCL, &on, sizeof(on));
+	packet.ip.version = 4;
+	packet.ip.ihl = 5;
+	packet.ip.ttl = 9;
+	packet.ip.protocol = IPPROTO_ICMP;
+	packet.ip.daddr = there.sin_addr.s_addr;
+	packet.ip.saddr = inet_addr("10.0.0.9");
+	packet.icmp.type = ICMP_ECHO;
+	DENIED(sendto(fd, &packet, sizeof(packet), 0, (void *)&there, sizeof(there)), EADDRNOTAVAIL,
+	       "raw: no forged source");
+	packet.ip.saddr = inet_addr(SECOND);
+	WORKS(sendto(fd, &packet, sizeof(packet), 0, (void *)&there, sizeof(there)), "raw: an address of its own");
+	close(fd);
+	write_file("/proc/sys/net/ipv4/ping_group_range", "0 1000");
+	fd = socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP);
+	DENIED(bind(fd, (void *)&there, sizeof(there)), EADDRNOTAVAIL, "ping: no other address");
+	close(fd);
+	DENIED(socket(AF_PACKET, SOCK_RAW, htons(ETH_P_ALL)), EPERM, "no packet socket");
+	errno = 0;
+	check(socket(AF_INET, SOCK_SEQPACKET, IPPROTO_SCTP) == -1, "no protocol that isn't looked at");
+}
+
+/* The names of the interfaces that a dump of rtnetlink gives. */
+static int link_dump(const char *name)
+{
+	struct { struct nlmsghdr header; struct ifinfomsg info; } request = {
+		.header = { sizeof(request), RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, 1, 0 },
+	};
+	char answer[32768];
+	int fd = socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE), found = 0;
+	ssize_t length;
+
+	if (send(fd, &request, sizeof(request), 0) < 0)
+		return -1;
+	while ((length = recv(fd, answer, sizeof(answer), 0)) > 0) {
+		struct nlmsghdr *header = (void *)answer;
+
+		for (; NLMSG_OK(header, length); header = NLMSG_NEXT(header, length)) {
+			if (header->nlmsg_type == NLMSG_DONE) {
+				close(fd);
+				return found;
+			}
+			struct rtattr *attr = IFLA_RTA(NLMSG_DATA(header));
+			int left = (int)IFLA_PAYLOAD(header);
+
+			for (; RTA_OK(attr, left); attr = RTA_NEXT(attr, left))
+				if (attr->rta_type == IFLA_IFNAME)
+					found |= !strcmp(RTA_DATA(attr), name);
+		}
+	}
+	close(fd);
+	return found;
+}
+
+static void lists(void)
+{
+	int tcp_socket = bound4(SOCK_STREAM, "0.0.0.0", 8100), udp_socket = bound4(SOCK_DGRAM, "0.0.0.0", 8101);
+	struct ifreq request = { .ifr_name = "lo" };
+	struct ifconf all = { .ifc_len = 0 };
+
+	listen(tcp_socket, 1);
+	check(lines_with("/proc/net/tcp", ":1FA4 ") == 1, "its TCP socket is listed");
+	check(lines_with("/proc/net/tcp", ":1F40 ") == 0, "that of others isn't");
+	check(lines_with("/proc/net/udp", ":1FA5 ") == 1, "its UDP socket is listed");
+	check(lines_with("/proc/net/udp", ":2328 ") == 0, "that of others isn't");
+	check(lines_with("/proc/net/unix", "@outside") == 0, "nor Unix sockets of others");
+	check(lines_with("/proc/net/dev", "d0:") == 1 && lines_with("/proc/net/dev", "d1:") == 0 &&
+	      lines_with("/proc/net/dev", "lo:") == 0, "only its own interface in /proc/net/dev");
+	check(link_dump("d0") == 1 && link_dump("d1") == 0, "and in rtnetlink");
+	DENIED(ioctl(tcp_socket, SIOCGIFADDR, &request), EADDRNOTAVAIL, "the address of another interface");
+	check(!ioctl(tcp_socket, SIOCGIFCONF, &all) && all.ifc_len == 2 * (int)sizeof(struct ifreq),
+	      "SIOCGIFCONF gives its two addresses");
+	check(lines_with("/proc/net/if_inet6", " ") == 0, "no IPv6 address");
+	close(tcp_socket);
+	close(udp_socket);
+}
+
+static void held(void *argument)
+{
+	uint32_t addresses[] = { inet_addr(ROOT), inet_addr(SECOND) };
+	uint32_t wrong[] = { 0 }, many[17] = { 0 };
+
+	(void)argument;
+	new_s_context(-1, 0, 0);
+	DENIED(set_ipv4root(wrong, 1, 0), EINVAL, "0.0.0.0 is no root");
+	DENIED(set_ipv4root(many, 17, 0), EINVAL, "no more than 16");
+	DENIED(set_ipv4root(addresses, 0, 0), EINVAL, "nor none");
+	DENIED(set_ipv4root(NULL, 1, 0), EFAULT, "nor from nowhere");
+	WORKS(set_ipv4root(addresses, 2, inet_addr(BROADCAST)), "two addresses and a broadcast address");
+	check(!strcmp(status_of(0, "ipv4root"), ROOT " " SECOND), "they are in the status");
+	check(!strcmp(status_of(0, "ipv4root_bcast"), BROADCAST), "so is the broadcast address");
+	DENIED(set_ipv4root(addresses, 1, 0), EPERM, "once only");
+	tcp();
+	udp();
+	ipv6();
+	raw();
+	lists();
+}
+
+static void configure(const char *name, const char *address)
+{
+	struct ifreq request = { 0 };
+	int fd = socket(AF_INET, SOCK_DGRAM, 0);
+	struct sockaddr_in *sin = (void *)&request.ifr_addr;
+
+	strncpy(request.ifr_name, name, IFNAMSIZ - 1);
+	*sin = v4(address, 0);
+	ioctl(fd, SIOCSIFADDR, &request);
+	*sin = v4("255.255.255.0", 0);
+	ioctl(fd, SIOCSIFNETMASK, &request);
+	*sin = v4(BROADCAST, 0);
+	if (!strcmp(name, "d0"))
+		ioctl(fd, SIOCSIFBRDADDR, &request);
+	request.ifr_flags = IFF_UP | IFF_RUNNING | IFF_BROADCAST;
+	ioctl(fd, SIOCSIFFLAGS, &request);
+	close(fd);
+}
+
+/* "dummy" interfaces, which need no hardware. */
+static void make_interface(const char *name)
+{
+	struct {
+		struct nlmsghdr header;
+		struct ifinfomsg info;
+		char attributes[64];
+	} request = { .header = { 0, RTM_NEWLINK, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_ACK, 1, 0 } };
+	struct rtattr *attr = (void *)request.attributes, *kind;
+	int fd = socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE);
+	char answer[512];
+
+	attr->rta_type = IFLA_IFNAME;
+	attr->rta_len = (unsigned short)RTA_LENGTH(strlen(name) + 1);
+	memcpy(RTA_DATA(attr), name, strlen(name) + 1);
+	attr = (void *)((char *)attr + RTA_ALIGN(attr->rta_len));
+	attr->rta_type = IFLA_LINKINFO;
+	kind = RTA_DATA(attr);
+	kind->rta_type = IFLA_INFO_KIND;
+	kind->rta_len = RTA_LENGTH(5);
+	memcpy(RTA_DATA(kind), "dummy", 5);
+	attr->rta_len = (unsigned short)RTA_LENGTH(RTA_ALIGN(kind->rta_len));
+	request.header.nlmsg_len = (unsigned)((char *)attr + RTA_ALIGN(attr->rta_len) - (char *)&request);
+	if (send(fd, &request, request.header.nlmsg_len, 0) < 0 || recv(fd, answer, sizeof(answer), 0) < 0)
+		check(0, "make an interface");
+	close(fd);
+}
+
+void test_addresses(void)
+{
+	struct sockaddr_un { sa_family_t family; char path[9]; } name = { AF_UNIX, "\0outside" };
+	int unix_socket = socket(AF_UNIX, SOCK_STREAM, 0), free_socket;
+
+	make_interface("d0");
+	make_interface("d1");
+	configure("lo", "127.0.0.1");
+	configure("d0", OTHER);
+	configure("d0:1", ROOT);
+	configure("d0:2", SECOND);
+	configure("d1", "10.1.0.1");
+	if (bind(unix_socket, (void *)&name, sizeof(sa_family_t) + 8))
+		check(0, "bind a Unix socket");
+	outside_tcp = bound4(SOCK_STREAM, OTHER, 8000);
+	listen(outside_tcp, 8);
+	outside_udp = bound4(SOCK_DGRAM, OTHER, 9000);
+	in_child(held, NULL);
+	check(lines_with("/proc/net/tcp", ":1F40 ") >= 1, "context 0 sees its sockets");
+	free_socket = bound4(SOCK_STREAM, "0.0.0.0", 8200);
+	check(!strcmp(name_of(free_socket, 0), "0.0.0.0"), "who has no root binds to any");
+	close(free_socket);
+}

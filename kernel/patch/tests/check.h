@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/* One line for each assertion; the counts are shared with all children. */
+#ifndef CHECK_H
+#define CHECK_H
+
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/types.h>
+
+/* Prints "ok" or "not ok" with the text, and errno where it failed. */
+void check(int ok, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* The call failed, with this errno. */
+#define DENIED(call, error, ...) \
+	do { \
+		errno = 0; \
+		long result_ = (long)(call); \
+		check(result_ == -1 && errno == (error), __VA_ARGS__); \
+	} while (0)
+
+/* The call succeeded. */
+#define WORKS(call, ...) \
+	do { \
+		errno = 0; \
+		long result_ = (long)(call); \
+		check(result_ >= 0, __VA_ARGS__); \
+	} while (0)
+
+/* Runs the function in a child and waits; a child that dies is a failure. */
+void in_child(void (*function)(void *), void *argument);
+
+/* What /proc/PID/status says, 0 for the caller; empty where there is no such line. */
+const char *status_of(pid_t pid, const char *name);
+
+long new_s_context(int32_t ctx, uint64_t remove, uint32_t flags);
+long set_ipv4root(const uint32_t *addrs, uint32_t count, uint32_t broadcast);
+
+enum { LOCK = 1, SCHED = 2, NPROC = 4, PRIVATE = 8, FAKEINIT = 16 };
+
+int write_file(const char *path, const char *text);
+
+void test_seals(void);
+void test_contexts(void);
+void test_guests(void);
+void test_addresses(void);
+
+#endif
