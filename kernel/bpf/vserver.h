@@ -181,7 +181,8 @@ struct vs_task {
 	__u64 removed;	 /* capabilities that no credentials of the context give */
 	__u32 init_pid;	 /* what the context sees as process 1, as the host numbers it; 0 for none */
 	__u32 tgid;	 /* its own process, as the host numbers it, so that user space finds it */
-	__u64 reserved;
+	__u32 counted;	 /* a context whose limit of processes holds for it, too, as it came from there; 0 for none */
+	__u32 reserved;
 };
 
 #define VS_TASKS_MAP VS_MAP(tasks, VS_MAP_HASH, VS_NO_PREALLOC, 32768, __u64, struct vs_task)

@@ -1,6 +1,6 @@
 //! The objects that are built in, and what the loader has to know of each.
 
-use super::{ABI, FEATURE_LINK_INVERT, Object, PRCTL_VERSION, getsockopt_abi, prctl_answer};
+use super::{ABI, FEATURE_CONTEXTS, FEATURE_LINK_INVERT, Object, PRCTL_VERSION, getsockopt_abi, prctl_answer};
 
 /// Link-invert, by LSM hooks.
 pub static LINK_INVERT: Object = Object {
@@ -26,13 +26,25 @@ pub static IPV4ROOT: Object = Object {
     is_live: || getsockopt_abi() == Ok(ABI),
 };
 
+/// Contexts, by LSM hooks. Nobody is in one before `task_prctl` answers.
+pub static CONTEXTS: Object = Object {
+    name: "contexts",
+    bytes: aya::include_bytes_aligned!("../../bpf/context.o"),
+    maps: &["contexts", "ipc", "last_fresh", "owners", "tasks"],
+    optional: &["file_ioctl_compat"],
+    last: &["task_prctl"],
+    needs_lsm: true,
+    state: Some("tasks"),
+    is_live: || answers(FEATURE_CONTEXTS),
+};
+
 /// All of them, in the order in which they are loaded.
-pub static ALL: &[&Object] = &[&LINK_INVERT, &IPV4ROOT];
+pub static ALL: &[&Object] = &[&LINK_INVERT, &CONTEXTS, &IPV4ROOT];
 
 /// Maps with an entry for a task, and how many there are for each thread that the host can have (in quarters), so
 /// that no guest can fill them. Where a fork can't be failed there is room for those, too, that have ended and
 /// wait to be freed.
-pub(super) const SIZED_BY_THREADS: &[(&str, u32)] = &[("tasks", 4), ("root_tasks", 5)];
+pub(super) const SIZED_BY_THREADS: &[(&str, u32)] = &[("tasks", 4), ("contexts", 4), ("root_tasks", 5)];
 
 /// Whether programs for a feature answer, and are of this version.
 pub(crate) fn answers(feature: u64) -> bool {

@@ -1,0 +1,936 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Contexts: groups of processes that see, signal and trace each other only, with a ceiling of capabilities.
+ *
+ * A task's context is in the map `tasks`, which a fork copies (or fails) and the end of a task clears; who has no
+ * entry is in context 0. What belongs to a context as a whole is in `contexts`, from its first task to its last.
+ *
+ * Who may reach whom:
+ *
+ *   - a context reaches itself, and nothing else; context 0 is no better;
+ *   - context 1 sees all, and does nothing to others;
+ *   - the host's process 1 is seen from everywhere, touched from context 0 only, and itself reaches all.
+ */
+#include "vserver.h"
+
+VS_LICENSE;
+
+#define CAP_BIT(capability) (1ull << (capability))
+#define FLAGS_ALL (VS_FLAG_LOCK | VS_FLAG_SCHED | VS_FLAG_NPROC | VS_FLAG_PRIVATE | VS_FLAG_FAKEINIT)
+/* Those that bind the whole context. A lock binds who asked for it, and its children. */
+#define FLAGS_WIDE (FLAGS_ALL & ~VS_FLAG_LOCK)
+
+/*
+ * Fresh contexts are numbered from here up. Smaller numbers are for guests whose number is in their
+ * configuration: nobody can be there before root has sent somebody.
+ */
+#define FIRST_FRESH 0x10000
+#define LAST_NUMBER 0x7fffffff
+/* How often a number that is taken, or that somebody else was quicker with, is tried again. */
+#define TRIES 16
+
+/* asm-generic/resource.h, linux/ptrace.h, linux/magic.h, linux/fs.h, linux/pid.h */
+#define RLIMIT_NPROC 6
+#define PTRACE_MODE_ATTACH 2
+#define PROC_SUPER_MAGIC 0x9fa0
+#define FMODE_WRITE 2
+#define PIDTYPE_PID 0
+
+/* linux/fcntl.h, asm-generic/fcntl.h, asm-generic/ioctls.h, asm-generic/sockios.h */
+#define F_SETFL 4
+#define F_SETOWN 8
+#define F_SETOWN_EX 15
+#define F_SETLEASE 1024
+#define F_NOTIFY 1026
+#define FASYNC 020000
+#define FIOASYNC 0x5452
+#define FIOSETOWN 0x8901
+#define SIOCSPGRP 0x8902
+
+/* linux/ipc.h, linux/shm.h, linux/msg.h, linux/sem.h: they ask about all objects, not about one. */
+#define IPC_INFO 3
+#define MSG_INFO 12
+#define SHM_INFO 14
+#define SEM_INFO 19
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct rlimit {
+	unsigned long rlim_cur;
+	unsigned long rlim_max;
+};
+
+struct signal_struct {
+	int nr_threads;
+	struct rlimit rlim[16];
+};
+
+struct hlist_node {
+	struct hlist_node *next;
+};
+
+struct hlist_head {
+	struct hlist_node *first;
+};
+
+struct upid {
+	int nr;
+};
+
+struct pid {
+	struct hlist_head tasks[4];
+	struct upid numbers[1];
+};
+
+/* On x86. */
+struct thread_info {
+	__u32 status;
+};
+
+struct task_struct___more {
+	struct thread_info thread_info;
+	struct signal_struct *signal;
+	struct hlist_node pid_links[4];
+};
+
+struct path {
+	struct dentry *dentry;
+};
+
+struct proc_inode {
+	struct pid *pid;
+	struct inode vfs_inode;
+};
+
+/* Its own piece of memory from Linux 6.12 on, a part of struct file before. */
+struct fown_struct {
+	struct file *file;
+};
+
+struct file___before_6_12 {
+	struct fown_struct f_owner;
+};
+
+#pragma clang attribute pop
+
+#define vs_offset(field) __builtin_preserve_field_info(field, 0)
+
+/* A context, from its first task to its last. */
+struct vs_context {
+	__u32 held;	/* tasks that are in it, or are counted in it */
+	__u32 limit;	/* how many there may be, under VS_FLAG_NPROC; 0 for any number */
+	__u32 flags;	/* of FLAGS_WIDE */
+	__u32 init_pid; /* under VS_FLAG_FAKEINIT */
+};
+
+VS_TASKS_MAP;
+/* There is a task for each, so that it can't be filled before `tasks`. */
+VS_MAP(contexts, VS_MAP_HASH, VS_NO_PREALLOC, 32768, __u32, struct vs_context);
+/* The number of the last fresh context. */
+VS_MAP(last_fresh, VS_MAP_ARRAY, 0, 1, __u32, __u32);
+/* Whose SysV IPC objects are, by their address; those of context 0 are not listed. */
+VS_MAP(ipc, VS_MAP_HASH, VS_NO_PREALLOC, 262144, __u64, __u32);
+/* Who said where the signals of a file go, by its address; context 0 is not listed. */
+VS_MAP(owners, VS_MAP_HASH, VS_NO_PREALLOC, 65536, __u64, __u32);
+
+VS_INLINE __u32 context_of(struct task_struct *task)
+{
+	struct vs_task *entry = vs_task_of(task);
+
+	return entry ? entry->context : 0;
+}
+
+VS_INLINE __u32 own_context(void)
+{
+	struct task_struct *task = vs_current();
+
+	return context_of(task);
+}
+
+VS_INLINE int is_host_init(struct task_struct *task)
+{
+	return task->tgid == 1;
+}
+
+/* ---- how long a context lives ---------------------------------------------------------------- */
+
+VS_INLINE void release(__u32 number)
+{
+	struct vs_context *context = vs_map_lookup(&contexts, &number);
+
+	if (!context)
+		return;
+	/* Nobody holds it any more, and nobody can begin to: see join(). */
+	if (__sync_fetch_and_add(&context->held, -1) == 1)
+		vs_map_delete(&contexts, &number);
+}
+
+/* For a new task of a context that the caller holds. */
+VS_INLINE int hold(__u32 number)
+{
+	struct vs_context *context = vs_map_lookup(&contexts, &number);
+	__u32 before;
+
+	if (!context)
+		return 0;
+	before = __sync_fetch_and_add(&context->held, 1);
+	if (context->flags & VS_FLAG_NPROC && context->limit != 0 && before >= context->limit) {
+		__sync_fetch_and_add(&context->held, -1);
+		return -EAGAIN;
+	}
+	return 0;
+}
+
+/* For a task from elsewhere: into a context that somebody holds, or that is made so. */
+VS_INLINE int join(__u32 number)
+{
+	struct vs_context new = { .held = 1 };
+
+	for (int i = 0; i < TRIES; i++) {
+		struct vs_context *context = vs_map_lookup(&contexts, &number);
+		__u32 held;
+
+		if (!context) {
+			if (vs_map_update(&contexts, &number, &new, VS_NOEXIST) == 0)
+				return 0;
+			continue;
+		}
+		if (context->flags & VS_FLAG_PRIVATE)
+			return -EPERM;
+		held = context->held;
+		/* From 0 it does not come back: who let it go is about to delete it. */
+		if (held != 0 && __sync_val_compare_and_swap(&context->held, held, held + 1) == held)
+			return 0;
+	}
+	return -EAGAIN;
+}
+
+/* A context that nobody is in. Answers its number, or 0. */
+VS_INLINE __u32 make_fresh(void)
+{
+	struct vs_context new = { .held = 1 };
+	__u32 zero = 0;
+	__u32 *last = vs_map_lookup(&last_fresh, &zero);
+
+	if (!last)
+		return 0;
+	for (int i = 0; i < TRIES; i++) {
+		__u32 number = FIRST_FRESH + __sync_fetch_and_add(last, 1) % (LAST_NUMBER - FIRST_FRESH);
+
+		if (vs_map_update(&contexts, &number, &new, VS_NOEXIST) == 0)
+			return number;
+	}
+	return 0;
+}
+
+SEC("lsm/task_alloc")
+int task_alloc(__u64 *ctx)
+{
+	struct task_struct *parent = vs_current();
+	struct vs_task *from = vs_task_of(parent);
+	struct vs_task entry;
+	__u64 task = ctx[0];
+
+	if (!from)
+		return 0;
+	if (vs_map_lookup(&tasks, &task))
+		return 0;
+	entry = *from;
+	entry.tgid = 0;
+	if (hold(entry.context) != 0)
+		return -EAGAIN;
+	if (hold(entry.counted) != 0) {
+		release(entry.context);
+		return -EAGAIN;
+	}
+	if (vs_map_update(&tasks, &task, &entry, VS_NOEXIST) != 0) {
+		release(entry.context);
+		release(entry.counted);
+		return -EAGAIN;
+	}
+	return 0;
+}
+
+/* From here on a task has its number. */
+SEC("raw_tp/task_newtask")
+int task_newtask(__u64 *ctx)
+{
+	__u64 task = ctx[0];
+	struct vs_task *entry = vs_map_lookup(&tasks, &task);
+
+	if (entry)
+		vs_probe_read_kernel(&entry->tgid, sizeof(entry->tgid),
+				     (void *)(task + vs_offset(((struct task_struct *)0)->tgid)));
+	return 0;
+}
+
+SEC("lsm/task_free")
+int task_free(__u64 *ctx)
+{
+	__u64 task = ctx[0];
+	struct vs_task *entry = vs_map_lookup(&tasks, &task);
+	__u32 context, counted;
+
+	if (!entry)
+		return 0;
+	context = entry->context;
+	counted = entry->counted;
+	if (vs_map_delete(&tasks, &task) != 0)
+		return 0;
+	release(context);
+	release(counted);
+	return 0;
+}
+
+/* ---- the call -------------------------------------------------------------------------------- */
+
+/* CAP_SYS_ADMIN, under the ceiling. */
+VS_INLINE int is_administrator(struct task_struct *task, __u64 removed)
+{
+	if (removed & CAP_BIT(CAP_SYS_ADMIN))
+		return 0;
+	return vs_capable(task, CAP_SYS_ADMIN);
+}
+
+/* Whether the call came by the 32-bit entry, which cuts a set of capabilities in half. */
+VS_INLINE int is_compat(struct task_struct *task)
+{
+	struct task_struct___more *more = (void *)task;
+
+	if (!vs_field_exists(more->thread_info.status))
+		return 0;
+	return more->thread_info.status & 2; /* TS_COMPAT */
+}
+
+/* The caller's limit of processes, as a number of tasks; 0 for any. */
+VS_INLINE __u32 limit_of(struct task_struct *task)
+{
+	struct task_struct___more *more = (void *)task;
+	unsigned long limit = more->signal->rlim[RLIMIT_NPROC].rlim_cur;
+
+	if (limit > LAST_NUMBER)
+		return 0;
+	return limit == 0 ? 1 : limit;
+}
+
+/* Adds properties to the caller's context, and what it has then to its entry. */
+VS_INLINE void settle(struct task_struct *task, struct vs_task *entry, __u32 flags)
+{
+	__u32 number = entry->context;
+	struct vs_context *context = vs_map_lookup(&contexts, &number);
+
+	entry->flags |= flags & VS_FLAG_LOCK;
+	if (!context)
+		return;
+	/* Once: who comes later does not raise it. */
+	if (flags & VS_FLAG_NPROC && !(context->flags & VS_FLAG_NPROC))
+		context->limit = limit_of(task);
+	if (flags & VS_FLAG_FAKEINIT)
+		context->init_pid = task->tgid;
+	if (flags & FLAGS_WIDE)
+		__sync_fetch_and_or(&context->flags, flags & FLAGS_WIDE);
+	entry->init_pid = context->init_pid;
+}
+
+/*
+ * Properties of a context that others are in: for its administrator, or who is alone in it. A user could take
+ * all the others' room, or shut the host's root out.
+ */
+VS_INLINE int may_settle(struct task_struct *task, struct vs_task *entry, __u32 flags)
+{
+	__u32 number = entry->context;
+	struct vs_context *context;
+
+	if (!(flags & FLAGS_WIDE))
+		return 1;
+	if (number == 0)
+		return 0;
+	context = vs_map_lookup(&contexts, &number);
+	if (!context)
+		return 0;
+	return context->held == 1 || is_administrator(task, entry->removed);
+}
+
+/* Out of where it is, into another context. */
+VS_INLINE int move(struct task_struct *task, struct vs_task *entry, __s64 which)
+{
+	__u32 from = entry->context;
+	struct vs_context *old;
+
+	if (entry->flags & VS_FLAG_LOCK)
+		return -EPERM;
+	if (which == VS_CTX_FRESH) {
+		int is_limited;
+
+		old = vs_map_lookup(&contexts, &from);
+		is_limited = old && old->flags & VS_FLAG_NPROC;
+		/* A task is counted where it came from, once: a limit is not left by leaving the context. */
+		if (is_limited && entry->counted != 0)
+			return -EPERM;
+		entry->context = make_fresh();
+		if (entry->context == 0)
+			return -EAGAIN;
+		if (is_limited)
+			entry->counted = from;
+		else
+			release(from);
+	} else {
+		int error;
+
+		if (from != 0 || !is_administrator(task, entry->removed))
+			return -EPERM;
+		if (which < 1 || which > LAST_NUMBER)
+			return -EINVAL;
+		error = join(which);
+		if (error != 0)
+			return error;
+		entry->context = which;
+	}
+	entry->flags = 0;
+	return 0;
+}
+
+VS_INLINE int change(struct task_struct *task, struct vs_task *entry, __s64 which, __u64 remove, __u32 flags)
+{
+	struct vs_task next = *entry;
+
+	if (which == VS_CTX_KEEP) {
+		if (!may_settle(task, &next, flags))
+			return -EPERM;
+	} else {
+		int error = move(task, &next, which);
+
+		if (error != 0)
+			return error;
+	}
+	settle(task, &next, flags);
+	/* In place, which can't fail; the context last, so that nobody is there without its ceiling. */
+	entry->removed |= remove;
+	entry->tgid = task->tgid;
+	entry->flags = next.flags;
+	entry->init_pid = next.init_pid;
+	entry->counted = next.counted;
+	vs_barrier();
+	entry->context = next.context;
+	return 0;
+}
+
+VS_INLINE int enter(struct task_struct *task, __s64 which, __u64 remove, __u64 flags)
+{
+	struct task_struct___more *more = (void *)task;
+	struct vs_task *entry = vs_task_of(task);
+	struct vs_task none = {};
+	__u64 key = (__u64)task;
+	int is_new = 0;
+	int error;
+
+	if (flags & ~(__u64)FLAGS_ALL || is_compat(task))
+		return -EINVAL;
+	/* The other threads would stay behind. */
+	if (more->signal->nr_threads != 1)
+		return -EBUSY;
+	if (!entry) {
+		/* First, so that nothing has to be undone. */
+		if (vs_map_update(&tasks, &key, &none, VS_NOEXIST) != 0)
+			return -ENOMEM;
+		is_new = 1;
+		entry = vs_task_of(task);
+		if (!entry)
+			return -ENOMEM;
+	}
+	error = change(task, entry, which, remove, flags);
+	if (error == 0)
+		return -VS_ANSWER;
+	if (is_new)
+		vs_map_delete(&tasks, &key);
+	if (error == -EPERM)
+		return -EPERM;
+	if (error == -EINVAL)
+		return -EINVAL;
+	return -EAGAIN;
+}
+
+/* Properties as they are now: those of the whole context may have been added by others. */
+VS_INLINE __u64 field(struct vs_task *entry, __u64 which)
+{
+	struct vs_context *context;
+	__u32 number;
+
+	if (!entry)
+		return 0;
+	if (which == VS_GET_CONTEXT)
+		return entry->context;
+	if (which == VS_GET_REMOVED)
+		return entry->removed;
+	number = entry->context;
+	context = vs_map_lookup(&contexts, &number);
+	if (which == VS_GET_FLAGS)
+		return entry->flags | (context ? context->flags : 0);
+	return context ? context->init_pid : 0;
+}
+
+SEC("lsm/task_prctl")
+int task_prctl(__u64 *ctx)
+{
+	struct task_struct *task = vs_current();
+
+	if ((__u32)ctx[0] != VS_PRCTL)
+		return 0;
+	if (ctx[1] == VS_PRCTL_VERSION && ctx[2] == VS_CONTEXTS)
+		return -(VS_ANSWER + VS_ABI);
+	if (ctx[1] == VS_PRCTL_ENTER)
+		return enter(task, ctx[2], ctx[3], ctx[4]);
+	if (ctx[1] == VS_PRCTL_GET && ctx[2] <= VS_GET_REMOVED && ctx[3] <= 63 / VS_ANSWER_BITS) {
+		__u64 value = field(vs_task_of(task), ctx[2]) >> (ctx[3] * VS_ANSWER_BITS);
+
+		return -VS_ANSWER - (int)(value & ((1 << VS_ANSWER_BITS) - 1));
+	}
+	return 0;
+}
+
+/* ---- other processes ------------------------------------------------------------------------- */
+
+VS_INLINE int may_touch(struct task_struct *other)
+{
+	struct task_struct *task = vs_current();
+
+	return context_of(task) == context_of(other) || is_host_init(task);
+}
+
+VS_INLINE int may_see(struct task_struct *other)
+{
+	return own_context() == 1 || is_host_init(other) || may_touch(other);
+}
+
+VS_INLINE int touch(__u64 other)
+{
+	if (!may_touch((void *)other))
+		return -EPERM;
+	return 0;
+}
+
+VS_INLINE int see(__u64 other)
+{
+	if (!may_see((void *)other))
+		return -EPERM;
+	return 0;
+}
+
+/*
+ * Signals that a process sends; those of the kernel (of a terminal, to a parent) are not asked about. With
+ * credentials given the sender is not at hand: a USB request ends, and tells who made it.
+ */
+SEC("lsm/task_kill")
+int task_kill(__u64 *ctx)
+{
+	if (ctx[3])
+		return 0;
+	return touch(ctx[0]);
+}
+
+SEC("lsm/ptrace_access_check")
+int ptrace_access_check(__u64 *ctx)
+{
+	if (!(ctx[1] & PTRACE_MODE_ATTACH) && own_context() == 1)
+		return 0;
+	return touch(ctx[0]);
+}
+
+SEC("lsm/ptrace_traceme")
+int ptrace_traceme(__u64 *ctx)
+{
+	return touch(ctx[0]);
+}
+
+SEC("lsm/task_setnice")
+int task_setnice(__u64 *ctx)
+{
+	return touch(ctx[0]);
+}
+
+SEC("lsm/task_setscheduler")
+int task_setscheduler(__u64 *ctx)
+{
+	return touch(ctx[0]);
+}
+
+SEC("lsm/task_setioprio")
+int task_setioprio(__u64 *ctx)
+{
+	return touch(ctx[0]);
+}
+
+SEC("lsm/task_setrlimit")
+int task_setrlimit(__u64 *ctx)
+{
+	return touch(ctx[0]);
+}
+
+SEC("lsm/task_setpgid")
+int task_setpgid(__u64 *ctx)
+{
+	return touch(ctx[0]);
+}
+
+SEC("lsm/task_movememory")
+int task_movememory(__u64 *ctx)
+{
+	return touch(ctx[0]);
+}
+
+SEC("lsm/task_getscheduler")
+int task_getscheduler(__u64 *ctx)
+{
+	return see(ctx[0]);
+}
+
+SEC("lsm/task_getioprio")
+int task_getioprio(__u64 *ctx)
+{
+	return see(ctx[0]);
+}
+
+SEC("lsm/task_getpgid")
+int task_getpgid(__u64 *ctx)
+{
+	return see(ctx[0]);
+}
+
+SEC("lsm/task_getsid")
+int task_getsid(__u64 *ctx)
+{
+	return see(ctx[0]);
+}
+
+/* ---- /proc ----------------------------------------------------------------------------------- */
+
+/*
+ * What stands around an inode of procfs can't be reached by following pointers. A process that is gone hides
+ * nothing: procfs itself then has nothing to tell.
+ */
+VS_INLINE struct pid *pid_of(struct inode *inode)
+{
+	struct proc_inode *none = NULL;
+	__u64 around = (__u64)inode - vs_offset(none->vfs_inode);
+	struct pid *pid = NULL;
+
+	vs_probe_read_kernel(&pid, sizeof(pid), (void *)(around + vs_offset(none->pid)));
+	return pid;
+}
+
+VS_INLINE int is_hidden(struct pid *pid)
+{
+	struct task_struct *task = vs_current();
+	struct task_struct___more *more = NULL;
+	struct pid *none = NULL;
+	__u32 own = context_of(task);
+	struct vs_task *entry;
+	__u64 first = 0;
+	int number = 0;
+
+	if (own == 1 || is_host_init(task))
+		return 0;
+	vs_probe_read_kernel(&number, sizeof(number), (void *)((__u64)pid + vs_offset(none->numbers[0].nr)));
+	if (number == 1)
+		return 0;
+	vs_probe_read_kernel(&first, sizeof(first), (void *)((__u64)pid + vs_offset(none->tasks[PIDTYPE_PID])));
+	if (!first)
+		return 0;
+	entry = vs_task_of(first - vs_offset(more->pid_links[PIDTYPE_PID]));
+	return (entry ? entry->context : 0) != own;
+}
+
+/* The host's own settings, its power switch and the like: for those under whose ceiling it could be mounted. */
+VS_INLINE int is_barred(void)
+{
+	struct task_struct *task = vs_current();
+	struct vs_task *entry = vs_task_of(task);
+
+	return entry && entry->removed & CAP_BIT(CAP_SYS_ADMIN);
+}
+
+SEC("lsm/file_open")
+int file_open(__u64 *ctx)
+{
+	struct file *file = (void *)ctx[0];
+	struct inode *inode = file->f_inode;
+	struct pid *pid;
+
+	if (inode->i_sb->s_magic != PROC_SUPER_MAGIC)
+		return 0;
+	pid = pid_of(inode);
+	if (pid) {
+		if (is_hidden(pid))
+			return -ENOENT;
+		return 0;
+	}
+	if (file->f_mode & FMODE_WRITE && is_barred())
+		return -EPERM;
+	return 0;
+}
+
+SEC("lsm/inode_getattr")
+int inode_getattr(__u64 *ctx)
+{
+	struct path *path = (void *)ctx[0];
+	struct inode *inode = path->dentry->d_inode;
+	struct pid *pid;
+
+	if (!inode || inode->i_sb->s_magic != PROC_SUPER_MAGIC)
+		return 0;
+	pid = pid_of(inode);
+	if (pid && is_hidden(pid))
+		return -ENOENT;
+	return 0;
+}
+
+/* /proc/PID/exe, cwd and the like, which would answer EACCES. */
+SEC("lsm/inode_readlink")
+int inode_readlink(__u64 *ctx)
+{
+	struct dentry *dentry = (void *)ctx[0];
+	struct inode *inode = dentry->d_inode;
+	struct pid *pid;
+
+	if (!inode || inode->i_sb->s_magic != PROC_SUPER_MAGIC)
+		return 0;
+	pid = pid_of(inode);
+	if (pid && is_hidden(pid))
+		return -ENOENT;
+	return 0;
+}
+
+VS_INLINE int set_attributes(struct dentry *dentry)
+{
+	struct inode *inode = dentry->d_inode;
+
+	if (!inode || inode->i_sb->s_magic != PROC_SUPER_MAGIC || pid_of(inode))
+		return 0;
+	if (is_barred())
+		return -EPERM;
+	return 0;
+}
+
+SEC("lsm/inode_setattr")
+int inode_setattr__args2(__u64 *ctx)
+{
+	return set_attributes((void *)ctx[0]);
+}
+
+SEC("lsm/inode_setattr")
+int inode_setattr__args3(__u64 *ctx)
+{
+	return set_attributes((void *)ctx[1]);
+}
+
+/* ---- the ceiling ----------------------------------------------------------------------------- */
+
+/* Whatever the credentials say: those of a setuid program, of file capabilities, of a user namespace. */
+SEC("lsm/capable")
+int capable(__u64 *ctx)
+{
+	struct task_struct *task = vs_current();
+	struct vs_task *entry = vs_task_of(task);
+
+	if (entry && entry->removed >> (ctx[2] & 63) & 1)
+		return -EPERM;
+	return 0;
+}
+
+/* It would hold there, too; but what else of the kernel opens up to a namespace's root is no guest's business. */
+SEC("lsm/userns_create")
+int userns_create(__u64 *ctx)
+{
+	struct task_struct *task = vs_current();
+	struct vs_task *entry = vs_task_of(task);
+
+	if (entry && entry->removed != 0)
+		return -EPERM;
+	return 0;
+}
+
+/* With bpf(2) the maps here could be changed. */
+SEC("lsm/bpf")
+int bpf(__u64 *ctx)
+{
+	if (own_context() != 0)
+		return -EPERM;
+	return 0;
+}
+
+/* ---- signals from files ---------------------------------------------------------------------- */
+
+/* Notes who says where a file's signals go. Context 0 is who is not noted, so that a full map helps nobody. */
+VS_INLINE int note_owner(struct file *file, int is_explicit)
+{
+	__u64 key = (__u64)file;
+	__u32 own = own_context();
+
+	if (own == 0) {
+		if (is_explicit)
+			vs_map_delete(&owners, &key);
+		return 0;
+	}
+	if (vs_map_update(&owners, &key, &own, VS_ANY) != 0)
+		return -ENOMEM;
+	return 0;
+}
+
+SEC("lsm/file_fcntl")
+int file_fcntl(__u64 *ctx)
+{
+	__u32 command = ctx[1];
+
+	if (command == F_SETOWN || command == F_SETOWN_EX)
+		return note_owner((void *)ctx[0], 1);
+	if (command == F_SETLEASE || command == F_NOTIFY || (command == F_SETFL && ctx[2] & FASYNC))
+		return note_owner((void *)ctx[0], 0);
+	return 0;
+}
+
+VS_INLINE int any_ioctl(__u64 file, __u32 command)
+{
+	if (command == FIOSETOWN || command == SIOCSPGRP)
+		return note_owner((void *)file, 1);
+	if (command == FIOASYNC)
+		return note_owner((void *)file, 0);
+	return 0;
+}
+
+SEC("lsm/file_ioctl")
+int file_ioctl(__u64 *ctx)
+{
+	return any_ioctl(ctx[0], ctx[1]);
+}
+
+SEC("lsm/file_ioctl_compat")
+int file_ioctl_compat(__u64 *ctx)
+{
+	return any_ioctl(ctx[0], ctx[1]);
+}
+
+SEC("lsm/file_free_security")
+int file_free_security(__u64 *ctx)
+{
+	__u64 key = ctx[0];
+
+	if (vs_map_lookup(&owners, &key))
+		vs_map_delete(&owners, &key);
+	return 0;
+}
+
+SEC("lsm/file_send_sigiotask")
+int file_send_sigiotask(__u64 *ctx)
+{
+	struct task_struct *task = (void *)ctx[0];
+	struct fown_struct *owner = (void *)ctx[1];
+	struct file___before_6_12 *none = NULL;
+	__u32 *noted;
+	__u64 key;
+
+	if (vs_field_exists(owner->file))
+		key = (__u64)owner->file;
+	else
+		key = (__u64)owner - vs_offset(none->f_owner);
+	noted = vs_map_lookup(&owners, &key);
+	if ((noted ? *noted : 0) != context_of(task))
+		return -EPERM;
+	return 0;
+}
+
+/* ---- System V IPC ---------------------------------------------------------------------------- */
+
+/* Not noted would be context 0's, so no room is no object. */
+VS_INLINE int make_ipc(__u64 object)
+{
+	__u32 own = own_context();
+
+	if (own == 0)
+		return 0;
+	if (vs_map_update(&ipc, &object, &own, VS_ANY) != 0)
+		return -ENOMEM;
+	return 0;
+}
+
+VS_INLINE int free_ipc(__u64 object)
+{
+	vs_map_delete(&ipc, &object);
+	return 0;
+}
+
+VS_INLINE int use_ipc(__u64 object)
+{
+	__u32 *maker = vs_map_lookup(&ipc, &object);
+
+	if ((maker ? *maker : 0) != own_context())
+		return -EACCES;
+	return 0;
+}
+
+SEC("lsm/shm_alloc_security")
+int shm_alloc_security(__u64 *ctx)
+{
+	return make_ipc(ctx[0]);
+}
+
+SEC("lsm/sem_alloc_security")
+int sem_alloc_security(__u64 *ctx)
+{
+	return make_ipc(ctx[0]);
+}
+
+SEC("lsm/msg_queue_alloc_security")
+int msg_queue_alloc_security(__u64 *ctx)
+{
+	return make_ipc(ctx[0]);
+}
+
+SEC("lsm/shm_free_security")
+int shm_free_security(__u64 *ctx)
+{
+	return free_ipc(ctx[0]);
+}
+
+SEC("lsm/sem_free_security")
+int sem_free_security(__u64 *ctx)
+{
+	return free_ipc(ctx[0]);
+}
+
+SEC("lsm/msg_queue_free_security")
+int msg_queue_free_security(__u64 *ctx)
+{
+	return free_ipc(ctx[0]);
+}
+
+/* By key or by number, to read or to write. */
+SEC("lsm/ipc_permission")
+int ipc_permission(__u64 *ctx)
+{
+	return use_ipc(ctx[0]);
+}
+
+/* To remove and to change; there is no object where it is about all of them. */
+SEC("lsm/shm_shmctl")
+int shm_shmctl(__u64 *ctx)
+{
+	if ((__u32)ctx[1] == IPC_INFO || (__u32)ctx[1] == SHM_INFO)
+		return 0;
+	return use_ipc(ctx[0]);
+}
+
+SEC("lsm/sem_semctl")
+int sem_semctl(__u64 *ctx)
+{
+	if ((__u32)ctx[1] == IPC_INFO || (__u32)ctx[1] == SEM_INFO)
+		return 0;
+	return use_ipc(ctx[0]);
+}
+
+SEC("lsm/msg_queue_msgctl")
+int msg_queue_msgctl(__u64 *ctx)
+{
+	if ((__u32)ctx[1] == IPC_INFO || (__u32)ctx[1] == MSG_INFO)
+		return 0;
+	return use_ipc(ctx[0]);
+}
