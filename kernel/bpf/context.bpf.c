@@ -97,6 +97,15 @@ struct path {
 	struct dentry *dentry;
 };
 
+struct hw_perf_event {
+	struct task_struct *target;
+};
+
+struct perf_event {
+	struct hw_perf_event hw;
+	struct perf_event *parent;
+};
+
 struct proc_inode {
 	struct pid *pid;
 	struct inode vfs_inode;
@@ -518,14 +527,20 @@ VS_INLINE int see(__u64 other)
 
 /*
  * Signals that a process sends; those of the kernel (of a terminal, to a parent) are not asked about. With
- * credentials given the sender is not at hand: a USB request ends, and tells who made it.
+ * credentials given the sender is not at hand: a USB request ends, and tells who made it. They are read past the
+ * verifier, which takes them for always given, and drops a comparison.
  */
 SEC("lsm/task_kill")
 int task_kill(__u64 *ctx)
 {
-	if (ctx[3])
+	__u64 credentials = 0;
+
+	if (may_touch((void *)ctx[0]))
 		return 0;
-	return touch(ctx[0]);
+	vs_probe_read_kernel(&credentials, sizeof(credentials), &ctx[3]);
+	if (credentials)
+		return 0;
+	return -EPERM;
 }
 
 SEC("lsm/ptrace_access_check")
@@ -600,6 +615,26 @@ SEC("lsm/task_getsid")
 int task_getsid(__u64 *ctx)
 {
 	return see(ctx[0]);
+}
+
+/*
+ * Watching by the performance counters, which CAP_PERFMON allows of any process; without a process it is about
+ * all on a processor. What a fork inherits was judged before, and its process is not in its context yet.
+ */
+SEC("lsm/perf_event_alloc")
+int perf_event_alloc(__u64 *ctx)
+{
+	struct perf_event *event = (void *)ctx[0];
+	struct task_struct *target;
+
+	if (event->parent)
+		return 0;
+	target = event->hw.target;
+	if (target)
+		return see((__u64)target);
+	if (own_context() > 1)
+		return -EPERM;
+	return 0;
 }
 
 /* ---- /proc ----------------------------------------------------------------------------------- */
