@@ -65,7 +65,7 @@ pub fn unload(host: &Host, object: &'static Object) -> Result<(), BpfError> {
     if loaded { Ok(()) } else { Err(BpfError::NotLoaded(object.name)) }
 }
 
-/// Kernels from 6.8 on let go of a link some time after its last name is gone.
+/// A link is let go of some time after its last name is gone: by the kernel's own worker, milliseconds later.
 fn wait_until_gone(object: &Object) {
     let begun = Instant::now();
     while (object.is_live)() && begun.elapsed() < Duration::from_secs(5) {
