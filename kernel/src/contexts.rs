@@ -71,7 +71,8 @@ pub struct Ipv4Root {
 
 impl Ipv4Root {
     /// 1 to [`MAX_ADDRESSES`] addresses, the first of which is taken where any would do, and the address for
-    /// broadcasts. `None` if there are none or too many, or one is 0.0.0.0 or 255.255.255.255.
+/// broadcasts, 0.0.0.0 for none. `None` if there are none or too many, or one is 0.0.0.0 or
+    /// 255.255.255.255.
     pub fn new(addresses: Vec<Ipv4Addr>, broadcast: Ipv4Addr) -> Option<Self> {
         let fits = (1..=MAX_ADDRESSES).contains(&addresses.len());
         let named = addresses.iter().all(|address| !address.is_unspecified() && !address.is_broadcast());
@@ -152,7 +153,7 @@ pub enum ContextError {
     #[error("there is no process {0} here")]
     NoProcess(u32),
     /// The kernel said something else.
-    #[error("can't {what}: {why}", why = crate::explain(*errno))]
+    #[error("can't {what}: {why}", why = std::io::Error::from(*errno))]
     Kernel {
         /// What was wanted.
         what: &'static str,

@@ -178,6 +178,9 @@ pub(crate) fn absent(host: &Host, feature: Feature) -> (Verdict, &'static str) {
 /// What relies on the programs of an object, in the user's words; `None` if nothing does. `stores` are stores
 /// whose objects may be sealed.
 pub fn reliance(host: &Host, feature: Feature, stores: &[crate::Dir]) -> Option<String> {
+    if matches!(Pins::of(host).state(feature.object()?), Ok(State::Absent)) {
+        return None;
+    }
     match feature {
         Feature::LinkInvert => {
             let sealed = stores.iter().find_map(|store| bpf::scope::first_sealed(store).ok().flatten())?;

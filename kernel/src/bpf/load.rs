@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use aya::maps::MapInfo;
 use aya::programs::{Program, ProgramError, ProgramFd};
@@ -58,9 +59,18 @@ pub fn unload(host: &Host, object: &'static Object) -> Result<(), BpfError> {
     let loaded = pins.state(object)? != State::Absent;
     if loaded {
         held.retire(object)?;
+        wait_until_gone(object);
     }
     sweep(&held, object.maps)?;
     if loaded { Ok(()) } else { Err(BpfError::NotLoaded(object.name)) }
+}
+
+/// A link is let go of some time after its last name is gone: by the kernel's own worker, milliseconds later.
+fn wait_until_gone(object: &Object) {
+    let begun = Instant::now();
+    while (object.is_live)() && begun.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Removes those of the maps that no loaded object needs.

@@ -1,5 +1,6 @@
 //! What is pinned in the bpf file system, and the only changes that are made there.
 
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -142,13 +143,20 @@ impl Held<'_> {
         let path = self.pins.home.join(&old);
         let live = At::new(&self.home, object.name.as_bytes());
         Real.rename_new(live, At::new(&self.home, old.as_bytes())).map_err(BpfError::at("rename", &path))?;
-        self.clear(&path)
+        // What the object is asked by goes last.
+        self.clear_in_order(&path, |name| object.last.iter().any(|last| name == *last))
     }
 
     /// Removes a directory with all its pins.
     pub(super) fn clear(&self, path: &Path) -> Result<(), BpfError> {
+        self.clear_in_order(path, |_| false)
+    }
+
+    fn clear_in_order(&self, path: &Path, is_late: impl Fn(&OsStr) -> bool) -> Result<(), BpfError> {
         let dir = open(path)?;
-        for name in entries(path) {
+        let mut names = entries(path);
+        names.sort_by_key(|name| is_late(name));
+        for name in names {
             Real.unlink(At::new(&dir, name.as_bytes())).map_err(BpfError::at("remove", path.join(&name)))?;
         }
         let name = path.file_name().unwrap_or_default();

@@ -6,13 +6,13 @@
 //! s_context:    2
 //! ctxflags:    9
 //! ctxceiling:    000001ffffffffff
-//! initpid:    0
+//! initpid:    none
 //! ipv4root:    10.0.0.1 10.0.0.2
 //! ipv4root_bcast:    10.0.0.255
 //! ```
 //!
-//! Lines that are not known are left alone; `ipv4root` is `0` or `0.0.0.0` where there is none. Processes of other
-//! contexts may be listed after the number of one's own.
+//! Lines that are not known are left alone. `ipv4root` and `ipv4root_bcast` are `0` where there is none. The ceiling
+//! is what processes can still have; flags are counted in decimal.
 
 use std::net::Ipv4Addr;
 
@@ -35,17 +35,16 @@ pub(super) fn status(text: &str) -> Option<Status> {
     let first = |label| field(text, label)?.split_whitespace().next();
     let number = |label| first(label)?.parse::<u32>().ok();
     let root = addresses(field(text, "ipv4root").unwrap_or("0"))?;
-    let broadcast = first("ipv4root_bcast").and_then(|text| text.parse().ok());
+    let broadcast = match first("ipv4root_bcast") {
+        None | Some("0") => Ipv4Addr::UNSPECIFIED,
+        Some(text) => text.parse().ok()?,
+    };
     Some(Status {
         context: number("s_context")?,
         properties: Properties::from_bits(number("ctxflags")?),
         ceiling: Capabilities(u64::from_str_radix(first("ctxceiling")?, 16).ok()?),
         init_pid: number("initpid").filter(|pid| *pid != 0),
-        root: if root.is_empty() {
-            None
-        } else {
-            Some(Ipv4Root::new(root, broadcast.unwrap_or(Ipv4Addr::BROADCAST))?)
-        },
+        root: if root.is_empty() { None } else { Some(Ipv4Root::new(root, broadcast)?) },
     })
 }
 
@@ -85,9 +84,11 @@ mod tests {
 
     #[test]
     fn what_is_not_there_or_odd() {
-        let plain = SAMPLE.replace("10.0.0.1 10.0.0.2", "0").replace("initpid:\t77", "initpid:\t0");
+        let plain = SAMPLE.replace("10.0.0.1 10.0.0.2", "0").replace("initpid:\t77", "initpid:\tnone");
         let plain = status(&plain).unwrap();
         assert_eq!((plain.root, plain.init_pid), (None, None));
+        let silent = status(&SAMPLE.replace("10.0.0.255", "0")).unwrap();
+        assert_eq!(silent.root.unwrap().broadcast(), Ipv4Addr::UNSPECIFIED);
         assert_eq!(status("Name:\tsh\n"), None);
         assert_eq!(status(&SAMPLE.replace("10.0.0.1", "10.0.0")), None);
         assert_eq!(status(&SAMPLE.replace("10.0.0.1", &"1.1.1.1 ".repeat(17))), None);
