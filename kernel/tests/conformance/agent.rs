@@ -130,7 +130,7 @@ pub(crate) fn agent(arguments: &[String]) -> Result<(), String> {
             }
         }
         if !after_reboot && matches!(provider, Provider::None | Provider::Bpf | Provider::Patch) {
-            report(column, NOWHERE, try_contexts(provider, started.err()));
+            try_contexts(column, provider, started.as_ref().err());
         }
     }
     raw::call(libc::SYS_sync, &[]).ok();
@@ -167,20 +167,18 @@ fn try_all(place: &Place, why_not: Option<String>) -> Vec<Found> {
     all
 }
 
-/// The laws of contexts, which know of no file system.
-fn try_contexts(provider: Provider, why_not: Option<String>) -> Vec<Found> {
-    let mut all = Vec::new();
+/// The laws of contexts, which know of no file system. Each is told at once: one that hangs is seen.
+fn try_contexts(column: &str, provider: Provider, why_not: Option<&String>) {
     for group in laws::ALL {
         let Laws::Contexts(table) = group.laws else { continue };
         for law in table.iter().filter(|law| is_wanted(law.name)) {
-            let cell = match &why_not {
+            let cell = match why_not {
                 Some(why) => Cell::Skipped(why.clone()),
                 None => law.try_it(provider != Provider::None),
             };
-            all.push((group.name, law.name, cell));
+            report(column, NOWHERE, vec![(group.name, law.name, cell)]);
         }
     }
-    all
 }
 
 /// Where the file stays that the next boot looks for.

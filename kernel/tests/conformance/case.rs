@@ -140,6 +140,8 @@ pub(crate) struct Case {
     pub(crate) mount: PathBuf,
     pub(crate) device: PathBuf,
     pub(crate) fs: FsKind,
+    /// What sealing means here.
+    kind: Seal,
     seal: Option<Seal>,
 }
 
@@ -185,6 +187,11 @@ impl Case {
         let Some(seal) = self.seal else { return Ok(()) };
         let file = kernel::File::from(self.open(libc::O_RDONLY)?);
         kernel::Real.seal(&file, seal).map_err(Stop::NotSealed)
+    }
+
+    /// Seals the victim as a guest would try to.
+    pub(crate) fn seal_unasked(&self) -> Call {
+        kernel::Real.seal(&kernel::File::from(self.open(libc::O_RDONLY)?), self.kind)
     }
 
     /// Takes the seal off, for tidying up.
@@ -245,7 +252,7 @@ impl Place {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let dir = self.mount.join(format!("case-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
         let (mount, device) = (self.mount.clone(), self.device.clone());
-        Case { dir, mount, device, fs: self.fs, seal }
+        Case { dir, mount, device, fs: self.fs, kind: self.seal, seal }
     }
 
     /// Tries a law: on an unsealed file, where it must be possible to break it, and on a sealed one.
@@ -296,6 +303,7 @@ impl Place {
 
 fn judge(law: &Law, result: Res, changes: &[String]) -> Cell {
     match (law.wants, result) {
+        (_, Err(Stop::Refused(Errno::NOSYS))) => Cell::Skipped("ENOSYS".into()),
         (_, Err(Stop::Setup(why))) => Cell::Fail(format!("could not be tried: {why}")),
         (_, Err(Stop::Wrong(why))) => Cell::Fail(why),
         (Wants::Denied(_), Err(Stop::NotSealed(Errno::BUSY | Errno::TXTBSY | Errno::AGAIN))) => Cell::Pass,

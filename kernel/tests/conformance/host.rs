@@ -10,7 +10,7 @@ use fixtures::{Skip, require_command, require_root};
 
 use crate::agent::Provider;
 use crate::laws;
-use crate::matrix::{Finding, HASH_LINE, Kept, Matrix};
+use crate::matrix::{self, Finding, HASH_LINE, Kept, Matrix};
 use crate::overhead::{self, Cost};
 
 /// A kernel, and the columns that it gives.
@@ -60,6 +60,7 @@ fn crate_dir() -> &'static Path {
 }
 
 pub(crate) fn suite() -> Result<(), String> {
+    matrix::check_itself(laws::ALL)?;
     for needed in [require_root(), require_command("qemu-system-x86_64"), require_command("mkfs.btrfs")] {
         if let Err(skip) = needed {
             fixtures::skip::note("conformance", &skip.0);
@@ -96,16 +97,19 @@ fn conclude(matrix: &Matrix, costs: &[Cost], kept: &Kept, hash: &str, file: &Pat
     if is_partial() {
         return Ok(());
     }
+    if std::env::var_os("CONFORMANCE_UPDATE").is_some() {
+        let patched = matrix.columns().contains("patch 6.12");
+        let hash = if patched { Some(hash) } else { kept.hash() };
+        let noted = hash.map(|hash| format!("{HASH_LINE}`{hash}`.\n\n")).unwrap_or_default();
+        std::fs::write(file, format!("{INTRO}{noted}{tables}{}\n", measured.trim_end()))
+            .map_err(|error| format!("{}: {error}", file.display()))?;
+    }
     let unproven = matrix.unproven(laws::ALL);
     if !unproven.is_empty() {
         return Err(format!("laws that prove nothing:\n{}", unproven.join("\n")));
     }
     if std::env::var_os("CONFORMANCE_UPDATE").is_some() {
-        let patched = matrix.columns().contains("patch 6.12");
-        let hash = if patched { Some(hash) } else { kept.hash() };
-        let noted = hash.map(|hash| format!("{HASH_LINE}`{hash}`.\n\n")).unwrap_or_default();
-        return std::fs::write(file, format!("{INTRO}{noted}{tables}{}\n", measured.trim_end()))
-            .map_err(|error| format!("{}: {error}", file.display()));
+        return Ok(());
     }
     let mut worse = matrix.worse_than(kept);
     worse.extend(overhead::too_dear(costs));
@@ -119,6 +123,10 @@ fn conclude(matrix: &Matrix, costs: &[Cost], kept: &Kept, hash: &str, file: &Pat
 /// Whether only some laws are asked for, so that nothing can be compared.
 fn is_partial() -> bool {
     std::env::var_os("CONFORMANCE_ONLY").is_some()
+}
+
+fn is_measured() -> bool {
+    !is_partial() && std::env::var_os("CONFORMANCE_NO_OVERHEAD").is_none()
 }
 
 /// The patched kernel takes long to build, so it is booted only when something has changed.
@@ -191,7 +199,7 @@ fn findings_of(boot: &Boot) -> Result<(Vec<Finding>, Vec<Cost>), Trouble> {
     let mut findings = agent(&vm, share.path(), "before", boot)?;
     findings.extend(agent(&vm, share.path(), "after", boot)?);
     let mut costs = Vec::new();
-    if boot.columns.iter().any(|(_, provider)| *provider == Provider::Bpf) && !is_partial() {
+    if boot.columns.iter().any(|(_, provider)| *provider == Provider::Bpf) && is_measured() {
         let vm = Vm { counted: true, ..vm };
         costs = overhead::costs(&vm, share.path(), boot.kernel)?;
     }

@@ -7,6 +7,7 @@
 //! - `CONFORMANCE_COLUMNS=bpf` runs only the columns whose names contain that word.
 //! - `CONFORMANCE_ONLY=chmod` runs only the laws whose names contain that word, and compares nothing.
 //! - `CONFORMANCE_BZIMAGE=PATH` is the patched kernel, instead of what `scripts/kernel` builds.
+//! - `CONFORMANCE_NO_OVERHEAD=1` leaves out what takes the longest; the figures kept stay.
 //! - `CONFORMANCE_PATCH=1` runs the patched kernel's columns though nothing has changed.
 #![allow(clippy::disallowed_methods)] // the files are the suite's own, and it must not trust the door
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a test without the harness reports by itself

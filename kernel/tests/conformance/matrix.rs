@@ -257,3 +257,30 @@ impl Kept {
 
 /// Begins the line that names what the patched kernel's columns were made of.
 pub(crate) const HASH_LINE: &str = "Patch, configuration and suite of the patched kernel's columns: ";
+
+/// A test of the tables themselves, as this test has no harness: what is rendered reads back, and a cell that
+/// gets worse is seen, one that gets better is not.
+pub(crate) fn check_itself(groups: &[Group]) -> Result<(), String> {
+    let finding = |cell| {
+        let (column, fs) = ("bpf 6.1".to_owned(), "xfs".to_owned());
+        Finding { column, group: "open".into(), law: "creat".into(), fs, cell }
+    };
+    let matrix = |cell: &Cell| {
+        let mut matrix = Matrix::default();
+        for fs in ["ext4", "btrfs"] {
+            matrix.add(Finding { fs: fs.into(), ..finding(Cell::Pass) });
+        }
+        matrix.add(Finding::parse(&finding(cell.clone()).line()).expect("a line of our own"));
+        matrix
+    };
+    let cells = [Cell::Fail("went\tthrough".into()), Cell::Skipped("ENOSYS".into()), Cell::Pass];
+    for (then_rank, then) in cells.iter().enumerate() {
+        let kept = Kept::parse(&matrix(then).render(&["none 6.1", "bpf 6.1"], groups, &Kept::default()));
+        for (now_rank, now) in cells.iter().enumerate() {
+            if matrix(now).worse_than(&kept).is_empty() != (now_rank >= then_rank) {
+                return Err(format!("from {then:?} to {now:?} is misjudged"));
+            }
+        }
+    }
+    Ok(())
+}

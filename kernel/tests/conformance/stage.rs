@@ -128,11 +128,8 @@ fn said_by_child(job: impl FnOnce() -> String) -> String {
         std::io::Write::write_all(&mut &write, job().as_bytes()).ok();
         0
     });
-    drop(write);
-    let mut said = String::new();
-    std::io::Read::read_to_string(&mut &read, &mut said).ok();
     raw::wait(child);
-    said
+    raw::said(&read)
 }
 
 /// Seconds until a deed that hangs is given up.

@@ -126,8 +126,9 @@ pub(crate) const CONTEXTS: &[ContextLaw] = &[
 
 pub(crate) const ATTACK: &[ContextLaw] = &[
     ContextLaw::denied("mount", UNABLE, |_| mount_here()),
-    ContextLaw::denied("mount in a user namespace's wake", UNABLE, |_| {
+    ContextLaw::denied("mount in namespaces of its own", UNABLE, |_| {
         super::open::user_namespace().or_else(refused_is_well)?;
+        done(libc::SYS_unshare, &[libc::CLONE_NEWNS as usize])?;
         mount_here()
     }),
     ContextLaw::denied("umount", UNABLE, |_| {

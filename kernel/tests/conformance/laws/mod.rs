@@ -48,10 +48,7 @@ impl Group {
     /// The beginning of the names of the columns in which a law must not hold: where nothing enforces it,
     /// or where everything is forbidden.
     pub(crate) fn proof(&self, denies: bool) -> Option<&'static str> {
-        match denies {
-            true => Some("none"),
-            false => (self.name == "names").then_some("immutable"),
-        }
+        if denies { Some("none") } else { (self.name == "names").then_some("immutable") }
     }
 }
 
