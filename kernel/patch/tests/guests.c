@@ -293,6 +293,12 @@ static void fake_init(void *argument)
 	waitpid(child, NULL, 0);
 	check(hangups == 1, "and it gets the signal");
 	check(raise(SIGHUP) == 0 && hangups == 2, "it signals itself by 1");
+	child = fork();
+	if (!child) {
+		check(kill(-1, SIGHUP) == -1 && errno == ESRCH, "kill -1 by its child spares it");
+		_exit(0);
+	}
+	waitpid(child, NULL, 0);
 	if (pipe(result))
 		return;
 	orphan_of();

@@ -368,6 +368,23 @@ static void overlay(void)
 	WORKS(open_close("lower/f", O_RDONLY), "%s: overlay: the lower file is there", file_system);
 }
 
+/* Attributes of a directory come to what is made in it, but no file is sealed from birth. */
+static void inherited(void)
+{
+	int fd;
+
+	mkdir("strict", 0755);
+	set_flags("strict", 0, TAG);
+	fd = open("strict/f", O_WRONLY | O_CREAT, 0600);
+	check(write(fd, "new", 3) == 3, "%s: a file in a tagged directory can be written", file_system);
+	close(fd);
+	WORKS(open_close("strict/f", O_WRONLY), "%s: and opened again", file_system);
+	fd = open("strict", O_TMPFILE | O_RDWR, 0600);
+	check(write(fd, "new", 3) == 3, "%s: so can one without a name", file_system);
+	close(fd);
+	check((get_flags("strict/f") & TAG) != TAG, "%s: it doesn't have the tag", file_system);
+}
+
 static void without_the_sysctl(void)
 {
 	make_file();
@@ -398,6 +415,7 @@ static void on(const char *name, const char *device)
 	seal_of(TAG, "tag", device);
 	tag_is_on = 0;
 	overlay();
+	inherited();
 	write_file("/proc/sys/fs/vserver/honour_tag", "0");
 	if (chdir("/"))
 		return;
