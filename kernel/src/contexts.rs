@@ -71,7 +71,7 @@ pub struct Ipv4Root {
 
 impl Ipv4Root {
     /// 1 to [`MAX_ADDRESSES`] addresses, the first of which is taken where any would do, and the address for
-/// broadcasts, 0.0.0.0 for none. `None` if there are none or too many, or one is 0.0.0.0 or
+    /// broadcasts, 0.0.0.0 for none. `None` if there are none or too many, or one is 0.0.0.0 or
     /// 255.255.255.255.
     pub fn new(addresses: Vec<Ipv4Addr>, broadcast: Ipv4Addr) -> Option<Self> {
         let fits = (1..=MAX_ADDRESSES).contains(&addresses.len());

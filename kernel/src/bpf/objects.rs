@@ -1,6 +1,8 @@
 //! The objects that are built in, and what the loader has to know of each.
 
-use super::{ABI, FEATURE_CONTEXTS, FEATURE_LINK_INVERT, Object, PRCTL_VERSION, getsockopt_abi, prctl_answer};
+use super::{
+    ABI, FEATURE_CONTEXTS, FEATURE_LINK_INVERT, Object, PRCTL_VERSION, getsockopt_abi, prctl_answer,
+};
 
 /// Link-invert, by LSM hooks.
 pub static LINK_INVERT: Object = Object {
