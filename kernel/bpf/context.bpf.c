@@ -35,6 +35,9 @@ VS_LICENSE;
 #define PROC_SUPER_MAGIC 0x9fa0
 #define FMODE_WRITE 2
 #define PIDTYPE_PID 0
+#define ATTR_MODE 1
+#define ATTR_UID 2
+#define ATTR_GID 4
 
 /* linux/fcntl.h, asm-generic/fcntl.h, asm-generic/ioctls.h, asm-generic/sockios.h */
 #define F_SETFL 4
@@ -95,6 +98,10 @@ struct task_struct___more {
 
 struct path {
 	struct dentry *dentry;
+};
+
+struct iattr {
+	__u32 ia_valid;
 };
 
 struct hw_perf_event {
@@ -270,6 +277,12 @@ int task_newtask(__u64 *ctx)
 	if (entry)
 		vs_probe_read_kernel(&entry->tgid, sizeof(entry->tgid),
 				     (void *)(task + vs_offset(((struct task_struct *)0)->tgid)));
+	return 0;
+}
+
+SEC("raw_tp/task_newtask")
+int task_newtask__blind(__u64 *ctx)
+{
 	return 0;
 }
 
@@ -543,6 +556,12 @@ int task_kill(__u64 *ctx)
 	return -EPERM;
 }
 
+SEC("lsm/task_kill")
+int task_kill__blind(__u64 *ctx)
+{
+	return touch(ctx[0]);
+}
+
 SEC("lsm/ptrace_access_check")
 int ptrace_access_check(__u64 *ctx)
 {
@@ -704,11 +723,8 @@ int file_open(__u64 *ctx)
 	return 0;
 }
 
-SEC("lsm/inode_getattr")
-int inode_getattr(__u64 *ctx)
+VS_INLINE int look(struct inode *inode)
 {
-	struct path *path = (void *)ctx[0];
-	struct inode *inode = path->dentry->d_inode;
 	struct pid *pid;
 
 	if (!inode || inode->i_sb->s_magic != PROC_SUPER_MAGIC)
@@ -717,6 +733,14 @@ int inode_getattr(__u64 *ctx)
 	if (pid && is_hidden(pid))
 		return -ENOENT;
 	return 0;
+}
+
+SEC("lsm/inode_getattr")
+int inode_getattr(__u64 *ctx)
+{
+	struct path *path = (void *)ctx[0];
+
+	return look(path->dentry->d_inode);
 }
 
 /* /proc/PID/exe, cwd and the like, which would answer EACCES. */
@@ -724,24 +748,23 @@ SEC("lsm/inode_readlink")
 int inode_readlink(__u64 *ctx)
 {
 	struct dentry *dentry = (void *)ctx[0];
-	struct inode *inode = dentry->d_inode;
-	struct pid *pid;
 
-	if (!inode || inode->i_sb->s_magic != PROC_SUPER_MAGIC)
-		return 0;
-	pid = pid_of(inode);
-	if (pid && is_hidden(pid))
-		return -ENOENT;
-	return 0;
+	return look(dentry->d_inode);
 }
 
-VS_INLINE int set_attributes(struct dentry *dentry)
+SEC("lsm/inode_follow_link")
+int inode_follow_link(__u64 *ctx)
+{
+	return look((void *)ctx[1]);
+}
+
+VS_INLINE int set_attributes(struct dentry *dentry, struct iattr *wanted)
 {
 	struct inode *inode = dentry->d_inode;
 
-	if (!inode || inode->i_sb->s_magic != PROC_SUPER_MAGIC || pid_of(inode))
+	if (!inode || inode->i_sb->s_magic != PROC_SUPER_MAGIC)
 		return 0;
-	if (is_barred())
+	if (wanted->ia_valid & (ATTR_MODE | ATTR_UID | ATTR_GID) && is_barred())
 		return -EPERM;
 	return 0;
 }
@@ -749,13 +772,40 @@ VS_INLINE int set_attributes(struct dentry *dentry)
 SEC("lsm/inode_setattr")
 int inode_setattr__args2(__u64 *ctx)
 {
-	return set_attributes((void *)ctx[0]);
+	return set_attributes((void *)ctx[0], (void *)ctx[1]);
 }
 
 SEC("lsm/inode_setattr")
 int inode_setattr__args3(__u64 *ctx)
 {
-	return set_attributes((void *)ctx[1]);
+	return set_attributes((void *)ctx[1], (void *)ctx[2]);
+}
+
+/*
+ * Where helpers may not read the kernel's memory, nothing is hidden in /proc: a PID namespace has to.
+ */
+SEC("lsm/file_open")
+int file_open__blind(__u64 *ctx)
+{
+	return 0;
+}
+
+SEC("lsm/inode_getattr")
+int inode_getattr__blind(__u64 *ctx)
+{
+	return 0;
+}
+
+SEC("lsm/inode_readlink")
+int inode_readlink__blind(__u64 *ctx)
+{
+	return 0;
+}
+
+SEC("lsm/inode_follow_link")
+int inode_follow_link__blind(__u64 *ctx)
+{
+	return 0;
 }
 
 /* ---- the ceiling ----------------------------------------------------------------------------- */

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use aya::maps::MapInfo;
+use aya::maps::{MapData, MapInfo};
 use aya::programs::{Program, ProgramError, ProgramFd};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, Endianness};
 use aya_obj::ProgramSection;
@@ -35,8 +35,24 @@ pub fn load(host: &Host, object: &'static Object) -> Result<Loaded, BpfError> {
     match pins.state(object)? {
         State::Loaded => Ok(Loaded { attached: pins.attached(object), already: true, ..Loaded::default() }),
         State::Other { version } => Err(BpfError::OtherVersion { object: object.name, found: version }),
-        State::Absent => bring(host, &held, object),
+        State::Absent => {
+            if let Some(state) = object.state {
+                empty(&pins.map(state))?;
+            }
+            bring(host, &held, object)
+        }
     }
+}
+
+/// Empties a map of tasks that outlasted the programs which keep it, as others use it, too: tasks have ended
+/// since, and their addresses may be those of new ones.
+fn empty(path: &Path) -> Result<(), BpfError> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let fault = |_| BpfError::at("empty", path)(Errno::PERM);
+    let data = MapData::from_pin(path).map_err(fault)?;
+    sys::clear(&data.fd().as_fd()).map_err(BpfError::at("empty", path))
 }
 
 /// Replaces the programs of a loaded object, of whatever version, by this build's; maps stay. The old ones

@@ -11,6 +11,7 @@ use crate::{Errno, Result};
 
 // enum bpf_cmd of linux/bpf.h
 const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
+const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_RAW_TRACEPOINT_OPEN: libc::c_int = 17;
@@ -91,28 +92,65 @@ struct NextKey {
     next: u64,
 }
 
-/// Keys counted at most: as many as there can be tasks.
+/// Keys looked at at most: as many as there can be tasks.
 const MANY: usize = 1 << 22;
+
+/// The key after another in a map whose keys are addresses, or the first.
+fn next_key(map: &impl AsFd, after: Option<u64>) -> Result<Option<u64>> {
+    let (key, mut next) = (after.unwrap_or_default(), 0_u64);
+    let attributes = NextKey {
+        map: map.as_fd().as_raw_fd() as u32,
+        reserved: 0,
+        key: if after.is_some() { &raw const key as u64 } else { 0 },
+        next: &raw mut next as u64,
+    };
+    match bpf(BPF_MAP_GET_NEXT_KEY, &attributes) {
+        Ok(_) => Ok(Some(next)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
 
 /// How many entries a pinned map has whose keys are addresses. It may change meanwhile.
 pub(super) fn count_keys(path: &Path) -> Result<usize> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
     let map = bpf(BPF_OBJ_GET, &ObjectPath { path: path.as_ptr() as u64, fd: 0, flags: 0 }).map(owned)?;
-    let (mut key, mut next) = (0_u64, 0_u64);
+    let mut key = None;
     for count in 0..MANY {
-        let attributes = NextKey {
-            map: map.as_raw_fd() as u32,
-            reserved: 0,
-            key: if count == 0 { 0 } else { &raw const key as u64 }, // none: the first
-            next: &raw mut next as u64,
-        };
-        match bpf(BPF_MAP_GET_NEXT_KEY, &attributes) {
-            Ok(_) => key = next,
-            Err(Errno::NOENT) => return Ok(count),
-            Err(errno) => return Err(errno),
+        key = next_key(&map, key)?;
+        if key.is_none() {
+            return Ok(count);
         }
     }
     Ok(MANY)
+}
+
+#[repr(C)]
+struct Element {
+    map: u32,
+    reserved: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Deletes all entries of a map whose keys are addresses.
+pub(super) fn clear(map: &impl AsFd) -> Result<()> {
+    for _ in 0..MANY {
+        let Some(key) = next_key(map, None)? else { return Ok(()) };
+        let attributes = Element {
+            map: map.as_fd().as_raw_fd() as u32,
+            reserved: 0,
+            key: &raw const key as u64,
+            value: 0,
+            flags: 0,
+        };
+        match bpf(BPF_MAP_DELETE_ELEM, &attributes) {
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }
 
 /// What a call that our programs answer came back with: `Ok(payload)` if one did.

@@ -1,9 +1,37 @@
 //! The eBPF programs. `kernel/bpf/abi.h` has the calls; contexts and IPv4 roots are loaded apart.
+//!
+//! LSM hooks can refuse, and nothing else. So contexts are made of three things, and the launcher adds the third:
+//!
+//! | what | by whom |
+//! |---|---|
+//! | signals, ptrace, priorities, affinity, limits to set, process groups and sessions, memory, pidfds, `SIGIO`, performance counters of one process | the programs |
+//! | `/proc/PID`, but for its name in the directory | the programs, unless lockdown is `confidentiality` |
+//! | writing to what is the host's own in `/proc`, once `CAP_SYS_ADMIN` is given up | the programs |
+//! | bpf(2) outside context 0; user namespaces once any capability is given up | the programs |
+//! | System V objects | the programs bar those of others; an IPC namespace gives keys of one's own |
+//! | nproc | the programs: threads and zombies count, root does, and so do those that went on to fresh contexts |
+//! | modules, kexec, reboot, clocks, mounts, devices, raw sockets, open by handle, `perf` of whole processors | the ceiling: the launcher names the capability, the programs keep it lost |
+//! | names in `/proc`, existence by `EPERM` instead of `ESRCH`, `pidfd_open`, getpriority(2), limits to read | a PID namespace |
+//! | getpid(2), getppid(2) and reparenting of fakeinit; here its number is noted | a PID namespace |
+//! | POSIX message queues | an IPC namespace |
+//! | abstract sockets | a network namespace |
+//! | sched; here it is noted | a control group with `cpu` |
+//!
+//! `CAP_DAC_READ_SEARCH` opens files by handle past every chroot, and belongs under a guest's ceiling.
+//!
+//! Context 0 is no better than others, with one exception: the host's process 1 sees and signals all, so that
+//! services and shutdown work. Whoever may write to a control group ends what is in it by `cgroup.kill`, which
+//! asks nobody.
+//!
+//! Fresh contexts have numbers from 65536 up. Smaller ones are only entered by root of the host, so that nobody
+//! can wait in a guest's configured context before the guest starts.
 
 use std::net::Ipv4Addr;
 
+use aya::Pod;
 use aya::maps::{HashMap, Map, MapData};
 use rustix::net::{AddressFamily, SocketType, socket};
+use rustix::process::{Pid, test_kill_process};
 
 use super::{
     Capabilities, ContextError, Contexts, ENTER, Entry, Ipv4Root, LOOK, Properties, Provider, SET_ROOT,
@@ -17,8 +45,11 @@ use crate::bpf::{
 
 const CURE: &str = "run vkernel load";
 
-/// `struct vs_task` of `kernel/bpf/vserver.h`: context, flags, removed (low, high), initpid, tgid, reserved.
+/// `struct vs_task` of `kernel/bpf/vserver.h`: context, flags, removed (low, high), initpid, tgid, counted,
+/// reserved.
 type Task = [u32; 8];
+/// `struct vs_context` of `kernel/bpf/context.bpf.c`: held, limit, flags, initpid.
+type Group = [u32; 4];
 
 /// Programs pinned in the bpf file system of a host; needed only to look at other processes.
 #[derive(Clone, Debug, Default)]
@@ -106,30 +137,45 @@ fn unanswered(what: &'static str, errno: Errno) -> ContextError {
 }
 
 impl Bpf {
-    /// Somebody else's status, from the pinned map: for root of the host. Its addresses are not told there.
+    /// Somebody else's status, from the pinned maps: for root of the host, in context 0. Its addresses are not
+    /// told there.
     fn other(&self, pid: u32) -> Result<Status, ContextError> {
-        if !std::path::Path::new(&format!("/proc/{pid}")).exists() {
-            return Err(ContextError::NoProcess(pid));
+        let of_process = |(_, task): &(u64, Task)| task[5] == pid;
+        if let Some((_, task)) =
+            self.map::<u64, Task>("tasks")?.iter().filter_map(Result::ok).find(of_process)
+        {
+            let contexts = self.map::<u32, Group>("contexts")?;
+            return Ok(from_task(&task, &contexts.get(&task[0], 0).unwrap_or_default()));
         }
-        let path = Pins::of(&self.host).map("tasks");
+        // Its directory in /proc would not be there for processes of other contexts.
+        let known = i32::try_from(pid).ok().and_then(Pid::from_raw).map(test_kill_process);
+        match known {
+            Some(Ok(()) | Err(Errno::PERM)) => Ok(from_task(&Task::default(), &Group::default())),
+            _ => Err(ContextError::NoProcess(pid)),
+        }
+    }
+
+    fn map<K: Pod, V: Pod>(&self, name: &str) -> Result<HashMap<MapData, K, V>, ContextError> {
+        let path = Pins::of(&self.host).map(name);
         let missing = ContextError::NotSupported { what: LOOK, cure: CURE };
         if !path.exists() {
             return Err(missing);
         }
-        let denied = || ContextError::NotPermitted { what: LOOK, why: "run as root of the host" };
-        let data = MapData::from_pin(&path).map_err(|_| denied())?;
-        let tasks = HashMap::<_, u64, Task>::try_from(Map::HashMap(data)).map_err(|_| missing)?;
-        let of_process = |task: &Task| task[5] == pid;
-        let found = tasks.iter().filter_map(Result::ok).map(|(_, task)| task).find(of_process);
-        Ok(from_task(&found.unwrap_or_default()))
+        let denied =
+            |_| ContextError::NotPermitted { what: LOOK, why: "run as root of the host, in context 0" };
+        let data = MapData::from_pin(&path).map_err(denied)?;
+        HashMap::try_from(Map::HashMap(data)).map_err(|_| missing)
     }
 }
 
-fn from_task(task: &Task) -> Status {
-    let [context, flags, low, high, init_pid, ..] = *task;
+/// A context's flags and initpid may be younger than what its tasks have of them.
+fn from_task(task: &Task, group: &Group) -> Status {
+    let [context, flags, low, high, task_init, ..] = *task;
+    let [_held, _limit, group_flags, group_init] = *group;
+    let init_pid = if group_init == 0 { task_init } else { group_init };
     Status {
         context,
-        properties: Properties::from_bits(flags),
+        properties: Properties::from_bits(flags | group_flags),
         ceiling: Capabilities(!(u64::from(high) << 32 | u64::from(low))),
         init_pid: (init_pid != 0).then_some(init_pid),
         root: None,
@@ -170,9 +216,13 @@ mod tests {
 
     #[test]
     fn a_task_of_the_map() {
-        let status = from_task(&[7, 9, 1 << 9, 1, 55, 56, 0, 0]);
+        let task = [7, 9, 1 << 9, 1, 55, 56, 0, 0];
+        let status = from_task(&task, &[0; 4]);
         assert_eq!((status.context, status.init_pid), (7, Some(55)));
         assert_eq!(status.ceiling, Capabilities(!(1 << 32 | 1 << 9)));
         assert!(status.properties.lock && status.properties.private && !status.properties.nproc);
+        let status = from_task(&task, &[2, 30, 4, 57]);
+        assert!(status.properties.lock && status.properties.nproc);
+        assert_eq!(status.init_pid, Some(57));
     }
 }

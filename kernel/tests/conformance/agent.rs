@@ -131,6 +131,7 @@ pub(crate) fn agent(arguments: &[String]) -> Result<(), String> {
         }
         if !after_reboot && matches!(provider, Provider::None | Provider::Bpf | Provider::Patch) {
             try_contexts(column, provider, started.as_ref().err());
+            try_processes(column, provider, started.as_ref().err());
         }
     }
     raw::call(libc::SYS_sync, &[]).ok();
@@ -147,16 +148,17 @@ fn unusable(provider: Provider, fs: FsKind, started: &Result<(), String>) -> Opt
 
 type Found = (&'static str, &'static str, Cell);
 
-fn is_wanted(name: &str) -> bool {
-    std::env::var("CONFORMANCE_ONLY").is_ok_and(|only| name.contains(&only))
-        || std::env::var_os("CONFORMANCE_ONLY").is_none()
+/// Whether a law or its group is asked for: several words are separated by commas.
+fn is_wanted(group: &str, law: &str) -> bool {
+    let Ok(only) = std::env::var("CONFORMANCE_ONLY") else { return true };
+    only.split(',').any(|word| group.contains(word) || law.contains(word))
 }
 
 fn try_all(place: &Place, why_not: Option<String>) -> Vec<Found> {
     let mut all = Vec::new();
     for group in laws::ALL.iter().filter(|group| group.name != laws::REBOOT) {
         let Laws::Files(table) = group.laws else { continue };
-        for law in table.iter().filter(|law| is_wanted(law.name)) {
+        for law in table.iter().filter(|law| is_wanted(group.name, law.name)) {
             let cell = match &why_not {
                 Some(why) => Cell::Skipped(why.clone()),
                 None => place.try_law(law),
@@ -171,11 +173,24 @@ fn try_all(place: &Place, why_not: Option<String>) -> Vec<Found> {
 fn try_contexts(column: &str, provider: Provider, why_not: Option<&String>) {
     for group in laws::ALL {
         let Laws::Contexts(table) = group.laws else { continue };
-        for law in table.iter().filter(|law| is_wanted(law.name)) {
+        for law in table.iter().filter(|law| is_wanted(group.name, law.name)) {
             let cell = match why_not {
                 Some(why) => Cell::Skipped(why.clone()),
                 None => law.try_it(provider != Provider::None),
             };
+            report(column, NOWHERE, vec![(group.name, law.name, cell)]);
+        }
+    }
+}
+
+/// The laws of processes that enter contexts by themselves.
+fn try_processes(column: &str, provider: Provider, why_not: Option<&String>) {
+    let Some((fs, device, mount)) = mounts().into_iter().next() else { return };
+    let place = Place { mount, device, fs, seal: provider.seal(), enforced: provider != Provider::None };
+    for group in laws::ALL {
+        let Laws::Processes(table) = group.laws else { continue };
+        for law in table.iter().filter(|law| is_wanted(group.name, law.name)) {
+            let cell = why_not.map_or_else(|| place.try_law(law), |why| Cell::Skipped(why.clone()));
             report(column, NOWHERE, vec![(group.name, law.name, cell)]);
         }
     }

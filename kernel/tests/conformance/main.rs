@@ -5,7 +5,8 @@
 //!
 //! - `CONFORMANCE_UPDATE=1` writes the matrix instead.
 //! - `CONFORMANCE_COLUMNS=bpf` runs only the columns whose names contain that word.
-//! - `CONFORMANCE_ONLY=chmod` runs only the laws whose names contain that word, and compares nothing.
+//! - `CONFORMANCE_ONLY=chmod,ceiling` runs only the laws that have one of these words in their own or their
+//!   group's name, and compares nothing.
 //! - `CONFORMANCE_BZIMAGE=PATH` is the patched kernel, instead of what `scripts/kernel` builds.
 //! - `CONFORMANCE_NO_OVERHEAD=1` leaves out what takes the longest; the figures kept stay.
 //! - `CONFORMANCE_PATCH=1` runs the patched kernel's columns though nothing has changed.

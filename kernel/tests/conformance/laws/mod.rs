@@ -11,6 +11,7 @@ mod names;
 pub(crate) mod numbers;
 mod open;
 mod prior;
+mod processes;
 mod tag;
 
 pub(crate) use open::mount;
@@ -30,13 +31,15 @@ pub(crate) enum Laws {
     Files(&'static [Law]),
     /// Processes in contexts.
     Contexts(&'static [ContextLaw]),
+    /// Processes that enter contexts by themselves: tried once, with files on ext4.
+    Processes(&'static [Law]),
 }
 
 impl Laws {
     /// Their names, and whether each denies something.
     pub(crate) fn names(&self) -> Vec<(&'static str, bool)> {
         match self {
-            Self::Files(laws) => {
+            Self::Files(laws) | Self::Processes(laws) => {
                 laws.iter().map(|law| (law.name, matches!(law.wants, Wants::Denied(_)))).collect()
             }
             Self::Contexts(laws) => laws.iter().map(|law| (law.name, !law.wants.is_empty())).collect(),
@@ -100,5 +103,35 @@ pub(crate) const ALL: &[Group] = &[
         name: "attack",
         about: "What root of a guest may try against the host",
         laws: Laws::Contexts(contexts::ATTACK),
+    },
+    Group {
+        name: "entering",
+        about: "Who changes contexts, and what holds from then on",
+        laws: Laws::Processes(processes::ENTERING),
+    },
+    Group {
+        name: "reach",
+        about: "Root of one context does nothing to a process of another",
+        laws: Laws::Processes(processes::REACH),
+    },
+    Group {
+        name: "sight",
+        about: "A context sees itself; context 1 sees all; process 1 is seen",
+        laws: Laws::Processes(processes::SIGHT),
+    },
+    Group {
+        name: "ipc",
+        about: "System V objects are for the context that made them",
+        laws: Laws::Processes(processes::IPC),
+    },
+    Group {
+        name: "ceiling",
+        about: "Capabilities that were given up stay lost",
+        laws: Laws::Processes(processes::CEILING),
+    },
+    Group {
+        name: "guest",
+        about: "Root of a guest, under the usual ceiling, gets nowhere else",
+        laws: Laws::Processes(processes::GUEST),
     },
 ];

@@ -2,9 +2,7 @@
 
 use kernel::{Capabilities, ContextEntry, Errno, Properties, Which};
 
-use super::{
-    FRESH, ONLY_PERM, Other, allows, become_nobody, enter, forbids, number, try_fork, whereabouts,
-};
+use super::{FRESH, ONLY_PERM, Other, allows, become_nobody, enter, forbids, number, try_fork, whereabouts};
 use crate::case::{Law, Ready, Res, Stop};
 use crate::raw::{self, at, call};
 
@@ -203,6 +201,48 @@ pub(crate) const LAWS: &[Law] = &[
             &format!("{status:?}"),
         )
     }),
+    allows("root of context 0 is told where a process is", |_| {
+        let other = Other::start(|| {
+            let own = fresh()?;
+            enter(&ContextEntry { which: Which::Keep, remove: NET_RAW, ..with(|all| all.nproc = true) })?;
+            Ok(own as usize)
+        })?;
+        let child = Other::here()?;
+        let of = |one: &Other| kernel::contexts().status(Some(one.pid as u32)).map_err(|_| Errno::NOSYS);
+        let status = of(&other)?;
+        demand(
+            status.context == other.told as u32
+                && status.properties.nproc
+                && status.ceiling.0 & NET_RAW.0 == 0
+                && of(&child)?.context == 0,
+            &format!("{status:?}"),
+        )
+    }),
+    allows("a context's number is told of children, too", |_| {
+        let other = Other::start(|| {
+            fresh()?;
+            let child = Other::here()?;
+            let pid = child.pid as usize;
+            // Stays until this process ends.
+            std::mem::forget(child);
+            Ok(pid)
+        })?;
+        let status = kernel::contexts().status(Some(other.told as u32)).map_err(|_| Errno::NOSYS)?;
+        demand(status.context > 1, &format!("{status:?}"))
+    }),
+    forbids("a reload of the programs lets nobody out", ONLY_PERM, |_| {
+        let other = Other::fresh()?;
+        let limited = raw::fork(|| i32::from(limited_forks().is_err()));
+        if (kernel::bpf::objects::CONTEXTS.is_live)() {
+            for _ in 0..3 {
+                kernel::bpf::reload(&kernel::bpf::Host::default(), &kernel::bpf::objects::CONTEXTS)
+                    .map_err(|error| Stop::Setup(error.to_string()))?;
+            }
+            demand(raw::wait(limited) == 0, "tasks were lost or counted twice")?;
+        }
+        call(libc::SYS_kill, &[other.pid(), 0])?;
+        Ok(())
+    }),
     allows("two thousand contexts, one after the other", |_| {
         for _ in 0..2000 {
             fresh()?;
@@ -251,6 +291,22 @@ fn spawn(count: u32, first: fn() -> i32) -> Res {
         })?;
     }
     Ok(())
+}
+
+/// Forks under a limit for a while; in the end as many fit as before, and no more.
+fn limited_forks() -> Res {
+    limit(5)?;
+    enter(&with(|all| all.nproc = true))?;
+    let begin = std::time::Instant::now();
+    while begin.elapsed().as_secs() < 3 {
+        if let Ok(child) = try_fork(|| 0) {
+            raw::wait(child);
+        }
+    }
+    // The last ones are not forgotten yet.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    spawn(4, || 0)?;
+    demand(spawn(1, || 0).is_err(), "one too many")
 }
 
 /// Tries for two seconds.

@@ -50,9 +50,7 @@ pub(crate) const LAWS: &[Law] = &[
     }),
     allows("a context uses and removes its own", |_| {
         enter(&FRESH)?;
-        for (kind, remove) in
-            [(&SHM, libc::SYS_shmctl), (&SEM, libc::SYS_semctl), (&MSG, libc::SYS_msgctl)]
-        {
+        for (kind, remove) in [(&SHM, libc::SYS_shmctl), (&SEM, libc::SYS_semctl), (&MSG, libc::SYS_msgctl)] {
             let other = Other::start(|| make(kind))?;
             let arguments: &[usize] = match remove {
                 libc::SYS_semctl => &[other.told, 0, REMOVE, 0],

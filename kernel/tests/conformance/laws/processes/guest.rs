@@ -1,0 +1,135 @@
+//! What root of a guest tries, under the ceiling that guests have.
+
+use kernel::{Capabilities, ContextEntry, Errno};
+
+use super::{FOREIGN, FRESH, ONLY_PERM, Other, enter, forbids, number};
+use crate::bytes;
+use crate::case::{Law, Ready, Res};
+use crate::raw::{self, at, call, text};
+
+/// What guests' root is without, by number: linux/capability.h.
+const WITHOUT: &[u32] = &[
+    2,  // DAC_READ_SEARCH: open by handle, past every chroot
+    9,  // LINUX_IMMUTABLE
+    11, // NET_BROADCAST
+    12, // NET_ADMIN
+    13, // NET_RAW
+    14, // IPC_LOCK
+    15, // IPC_OWNER
+    16, // SYS_MODULE
+    17, // SYS_RAWIO
+    20, // SYS_PACCT
+    21, // SYS_ADMIN
+    22, // SYS_BOOT
+    23, // SYS_NICE
+    24, // SYS_RESOURCE
+    25, // SYS_TIME
+    27, // MKNOD
+    32, // MAC_OVERRIDE
+    33, // MAC_ADMIN
+    34, // SYSLOG
+    35, // WAKE_ALARM
+    36, // BLOCK_SUSPEND
+    37, // AUDIT_READ
+    38, // PERFMON
+    39, // BPF
+    40, // CHECKPOINT_RESTORE
+];
+
+/// What answers a call that needs a capability.
+const NEEDS: &[Errno] = &[Errno::PERM, Errno::ACCESS];
+
+pub(crate) const LAWS: &[Law] = &[
+    forbids("take a file descriptor of the host", FOREIGN, |_| {
+        let host = Other::here()?;
+        let pidfd = call(libc::SYS_pidfd_open, &[host.pid(), 0]).ready()?;
+        guest()?;
+        call(libc::SYS_pidfd_getfd, &[pidfd, 2, 0])?;
+        Ok(())
+    }),
+    forbids("reach a file through /proc/PID/root", FOREIGN, |_| {
+        let host = Other::here()?;
+        guest()?;
+        super::look(&host.proc("/root/etc/shadow"))
+    }),
+    forbids("reach a file through /proc/1/root", FOREIGN, |_| {
+        guest()?;
+        super::look("/proc/1/root/etc/shadow")
+    }),
+    forbids("join the host's mount namespace", FOREIGN, |_| {
+        guest()?;
+        let namespace = raw::open("/proc/1/ns/mnt", libc::O_RDONLY)?;
+        call(libc::SYS_setns, &[raw::num(&namespace), 0])?;
+        Ok(())
+    }),
+    forbids("join the host's namespaces by a pidfd", FOREIGN, |_| {
+        let host = Other::here()?;
+        let pidfd = call(libc::SYS_pidfd_open, &[host.pid(), 0]).ready()?;
+        guest()?;
+        call(libc::SYS_setns, &[pidfd, libc::CLONE_NEWUTS as usize])?;
+        Ok(())
+    }),
+    forbids("enter the context of another guest", ONLY_PERM, |_| {
+        let other = Other::fresh()?;
+        guest()?;
+        enter(&number(if other.told == 0 { 209 } else { other.told as u32 })).map(drop)
+    }),
+    forbids("reboot", NEEDS, |_| {
+        guest()?;
+        call(libc::SYS_reboot, &[0xfee1_dead, 672_274_793, 0, 0])?; // Ctrl-Alt-Del off
+        Ok(())
+    }),
+    forbids("watch all files with fanotify", NEEDS, |_| {
+        guest()?;
+        call(libc::SYS_fanotify_init, &[4, 0])?; // FAN_CLASS_CONTENT
+        Ok(())
+    }),
+    forbids("open a pinned eBPF map", NEEDS, |_| {
+        let attributes = |path: &std::ffi::CStr| bytes![path.as_ptr() as u64, 0_u32, 0_u32];
+        guest()?;
+        let path = text("/sys/fs/bpf/vserver/maps/tasks");
+        match call(libc::SYS_bpf, &[7, at(attributes(&path).as_slice()), 16]) {
+            // Where nothing is loaded there is no such map, and nobody who refuses it.
+            Err(Errno::NOENT) => Ok(()),
+            other => other.map(drop).map_err(Into::into),
+        }
+    }),
+    forbids("a user namespace", NEEDS, |_| {
+        guest()?;
+        call(libc::SYS_unshare, &[libc::CLONE_NEWUSER as usize])?;
+        Ok(())
+    }),
+    forbids("press the host's keys by sysrq-trigger", NEEDS, |_| to_write("/proc/sysrq-trigger")),
+    forbids("set the host's core pattern", NEEDS, |_| to_write("/proc/sys/kernel/core_pattern")),
+    forbids("set the host's program for hotplug", NEEDS, |_| to_write("/proc/sys/kernel/modprobe")),
+    forbids("change the mode of a file in /proc", NEEDS, |_| {
+        guest()?;
+        let path = text("/proc/sysrq-trigger");
+        call(libc::SYS_chmod, &[at(path.as_bytes_with_nul()), 0o200])?;
+        Ok(())
+    }),
+    forbids("attach the host's shared memory", NEEDS, |_| {
+        let id = call(libc::SYS_shmget, &[0, 4096, libc::IPC_CREAT as usize | 0o600]).ready()?;
+        guest()?;
+        call(libc::SYS_shmat, &[id, 0, 0])?;
+        Ok(())
+    }),
+    forbids("make a file immutable", NEEDS, |c| {
+        let file = raw::open(c.path("mine"), libc::O_RDWR | libc::O_CREAT).ready()?;
+        guest()?;
+        raw::ioctl(&file, super::super::numbers::SETFLAGS, &mut bytes![0x20_u64 | 0x10])?;
+        raw::ioctl(&file, super::super::numbers::SETFLAGS, &mut bytes![0_u64])?;
+        Ok(())
+    }),
+];
+
+fn guest() -> Res {
+    let remove = WITHOUT.iter().fold(0, |set, bit| set | 1 << bit);
+    enter(&ContextEntry { remove: Capabilities(remove), ..FRESH }).map(drop)
+}
+
+fn to_write(path: &str) -> Res {
+    guest()?;
+    raw::open(path, libc::O_WRONLY)?;
+    Ok(())
+}
