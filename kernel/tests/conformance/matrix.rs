@@ -119,13 +119,13 @@ impl Matrix {
                 writeln!(text, "| {} | {} |", law, cells.join(" | ")).ok();
             }
             text.push('\n');
-            text.push_str(&self.remarks(columns, group));
+            text.push_str(&self.remarks(columns, group, kept));
         }
         text
     }
 
     /// The reasons of what was not tried, and of what did not hold though it should.
-    fn remarks(&self, columns: &[&str], group: &Group) -> String {
+    fn remarks(&self, columns: &[&str], group: &Group, kept: &Kept) -> String {
         let mut by_reason: BTreeMap<(String, Where), Vec<&str>> = BTreeMap::new();
         for (law, _) in group.laws.names() {
             for (why, places) in self.reasons(columns, group, law) {
@@ -136,7 +136,14 @@ impl Matrix {
         for ((why, (fs, columns)), laws) in by_reason {
             let laws = if laws.len() == group.laws.names().len() { "all".into() } else { laws.join("; ") };
             let join = |names: BTreeSet<&str>| names.into_iter().collect::<Vec<_>>().join(", ");
-            writeln!(text, "- {why} ({}; {}): {laws}", join(fs), join(columns)).ok();
+            writeln!(text, "- {} on {}: {why}: {laws}", join(columns), join(fs)).ok();
+        }
+        let ran = self.columns();
+        for (of, columns, rest) in &kept.remarks {
+            let columns: Vec<_> = columns.split(", ").filter(|column| !ran.contains(column)).collect();
+            if of == group.name && !columns.is_empty() {
+                writeln!(text, "- {} on {rest}", columns.join(", ")).ok();
+            }
         }
         if !text.is_empty() {
             text.push('\n');
@@ -211,6 +218,8 @@ fn is_proof(column: &str) -> bool {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Kept {
     cells: BTreeMap<(String, String, String), String>,
+    /// Group, columns, and what is said of them.
+    remarks: Vec<(String, String, String)>,
     hash: Option<String>,
     overhead: String,
 }
@@ -226,6 +235,10 @@ impl Kept {
                 name.clone_into(&mut group);
             } else if let Some(hash) = line.strip_prefix(HASH_LINE) {
                 kept.hash = Some(hash.trim_matches(['`', '.']).to_owned());
+            } else if let Some((columns, rest)) =
+                line.strip_prefix("- ").and_then(|line| line.split_once(" on "))
+            {
+                kept.remarks.push((group.clone(), columns.to_owned(), rest.to_owned()));
             } else if let Some(row) = line.strip_prefix("| ").and_then(|row| row.strip_suffix(" |")) {
                 let fields: Vec<_> = row.split(" | ").map(|field| field.trim().to_owned()).collect();
                 if fields[0] == "law" {
