@@ -256,6 +256,17 @@ static void flags(void *argument)
 	}
 	waitpid(child, &status, 0);
 	check(!status, "another user adds no flag to it");
+	new_s_context(-2, 1ull << CAP_SYS_ADMIN, 0);
+	DENIED(new_s_context(-2, 0, PRIVATE), EPERM, "nor does its root lock the administrator out");
+	check(!strcmp(status_of(0, "NoNewPrivs"), "0"), "root lowers the ceiling and may run set-id programs");
+	if (setresuid(1000, 1000, 1000))
+		check(0, "become an ordinary user");
+	new_s_context(-2, 0, 0);
+	check(!strcmp(status_of(0, "NoNewPrivs"), "0"), "so may a user who gives nothing up");
+	DENIED(new_s_context(1, 1ull << CAP_NET_ADMIN, 0), EPERM, "a call that fails");
+	check(!strcmp(status_of(0, "NoNewPrivs"), "0"), "changes nothing");
+	WORKS(new_s_context(-2, 1ull << CAP_NET_ADMIN, 0), "a user lowers the ceiling");
+	check(!strcmp(status_of(0, "NoNewPrivs"), "1"), "and runs no set-id programs");
 }
 
 static void private(void *argument)
