@@ -154,7 +154,7 @@ impl Fs for Real {
     }
 
     fn set_dir_mtime(&self, dir: &Dir, mtime: Time) -> Result<()> {
-        fs::futimens(dir, &with_mtime(mtime))
+        set_mtime(dir, mtime)
     }
 
     fn dedupe(&self, from: &File, to: &File, size: u64) -> Result<u64> {
@@ -183,6 +183,10 @@ impl Protection for Real {
     fn unseal(&self, file: &File, seal: Seal) -> Result<()> {
         seal::unseal(file, seal)
     }
+}
+
+pub(crate) fn set_mtime(file: impl AsFd, mtime: Time) -> Result<()> {
+    fs::futimens(file, &with_mtime(mtime))
 }
 
 /// An unnamed file on the file system of a directory (`O_TMPFILE`), for asking what that can do.

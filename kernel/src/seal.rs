@@ -4,7 +4,7 @@ use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
 use crate::bpf::{Host, scope};
 use crate::features::{self, Feature};
-use crate::{Errno, File, Result, sys};
+use crate::{Errno, File, Result, fs, sys};
 
 /// A way to make content and metadata unwritable while names stay free.
 ///
@@ -88,13 +88,21 @@ pub trait Protection: Sync {
 /// Puts the seal on: all its flags in one call, so that no crash leaves half of it.
 pub(crate) fn seal(file: &File, seal: Seal) -> Result<()> {
     match (seal, seal.flags()) {
-        (Seal::Verity, _) => match sys::enable_verity(file) {
-            Err(Errno::EXIST) => Ok(()), // already on
-            other => other,
-        },
+        (Seal::Verity, _) => seal_with_verity(file),
         (_, Some(flags)) => change_flags(file, |now| now | flags),
         (_, None) => Ok(()),
     }
+}
+
+/// Building the hash tree changes the modification time, which is given back at once; a crash between the two is
+/// for whoever knows the time to settle.
+fn seal_with_verity(file: &File) -> Result<()> {
+    let before = file.stat()?;
+    match sys::enable_verity(file) {
+        Err(Errno::EXIST) => return Ok(()), // already on
+        other => other?,
+    }
+    fs::set_mtime(file, before.mtime)
 }
 
 /// Takes the seal off. fs-verity cannot be: `EOPNOTSUPP`.

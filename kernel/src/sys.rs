@@ -219,9 +219,11 @@ struct VerityEnable {
     reserved2: [u64; 11],
 }
 
-/// Makes a file's content unwritable for ever (fs-verity, SHA-256, 4 KiB blocks).
+/// Makes a file's content unwritable for ever (fs-verity, SHA-256). Blocks of the hash tree may not be larger
+/// than the file system's (`EINVAL`); before Linux 6.3 both must be 4 KiB.
 pub(crate) fn enable_verity(fd: &impl AsFd) -> Result<()> {
-    let mut how = VerityEnable { version: 1, hash_algorithm: 1, block_size: 4096, ..VerityEnable::default() };
+    let block_size = u32::try_from(rustix::fs::fstatfs(fd)?.f_bsize).map_or(4096, |size| size.min(4096));
+    let mut how = VerityEnable { version: 1, hash_algorithm: 1, block_size, ..VerityEnable::default() };
     ioctl(fd, FS_IOC_ENABLE_VERITY, &mut how).map(drop)
 }
 

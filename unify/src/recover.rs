@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use kernel::{At, Dir, Errno, Leased, Seal, Stat, Time};
+use kernel::{At, Dir, Errno, File, Leased, Metadata, Seal, Stat, Time};
 use store::journal::{Action, Batch, DirRef, Journal, NameRef, Run, RunEnd, Settled, Verb};
 use store::{ObjectName, Store};
 
@@ -280,10 +280,22 @@ impl Recovery<'_> {
             let Some(file) = reached(dir.open_file(place.name), place.name)? else { continue };
             if file.stat().is_ok_and(|stat| stat.ino == action.ino) {
                 lift_seals(self.around.fs, &file)
+                    .and_then(|()| self.give_time_back(&file, action))
                     .map_err(store::Error::at("unseal", self.store.object_path(action.object)))?;
             }
         }
         Ok(())
+    }
+
+    /// fs-verity stays, and may have been cut off before the time was what it had been.
+    fn give_time_back(&self, file: &File, action: &Action) -> kernel::Result<()> {
+        let stat = file.stat()?;
+        let Some(mtime) = action.mtime.filter(|mtime| stat.verity && *mtime != stat.mtime) else {
+            return Ok(());
+        };
+        let (mode, uid, gid) = (stat.mode, stat.uid, stat.gid);
+        let xattrs = file.xattrs()?;
+        self.around.fs.set_metadata(file, &Metadata { mode, uid, gid, mtime, xattrs })
     }
 
     /// Names change places all or none. What is parked tells: an object's inode or copy that never got in,

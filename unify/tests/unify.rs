@@ -10,11 +10,11 @@ use unify::Scope;
 const GUEST: &str = r#"
 d usr 755
 d usr/bin 755
-f usr/bin/ls 755 0:0 @1000000000.5 *20000:1
-f usr/bin/cat 755 0:0 @1000000000.5 *30000:2
+f usr/bin/ls 755 @1000000000.5 *20000:1
+f usr/bin/cat 755 @1000000000.5 *30000:2
 h usr/bin/concatenate usr/bin/cat
 d etc 755
-f etc/hostname 644 0:0 @1000000000.5 "same everywhere"
+f etc/hostname 644 @1000000000.5 "same everywhere"
 "#;
 
 fn world() -> (tempfile::TempDir, World) {

@@ -176,7 +176,10 @@ impl Mover<'_> {
         let (path, file) = (name.path(), lease.file());
         let at = At::new(self.store.objects(), path.as_bytes());
         if self.seal.leaves_names_free() {
-            self.around.fs.seal(file, self.seal).map_err(Skip::from_errno)?;
+            self.around.fs.seal(file, self.seal).map_err(|errno| match errno {
+                Errno::TXTBSY | Errno::BUSY | Errno::AGAIN => Skip::Busy,
+                errno => Skip::Failed(errno),
+            })?;
         } // else with the whole batch, once its names are in place
         let published = self.is_still(lease, likeness, names).and_then(|()| {
             let Err(errno) = self.around.fs.link_open(file, at) else { return Ok(true) };

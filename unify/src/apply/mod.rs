@@ -218,13 +218,16 @@ impl Mover<'_> {
         batch.dirs.par_iter_mut().map(open).collect()
     }
 
-    /// Where identity leaves the modification time out, undo gets it from the journal.
+    /// Where identity leaves the modification time out, undo gets it from the journal; where sealing changes it
+    /// for a moment, recovery does.
     fn note_times(&self, batch: &mut Batch, dirs: &[std::result::Result<Dir, Skip>]) {
-        if self.store.format().identity == IdentityPolicy::Full {
+        if self.store.format().identity == IdentityPolicy::Full && self.seal != Seal::Verity {
             return;
         }
-        let links = batch.actions.par_iter_mut().filter(|action| action.verb == Verb::Link);
-        links.for_each(|action| {
+        let wanted = |action: &&mut Action| {
+            action.verb == Verb::Link || (action.verb == Verb::Admit && self.seal == Seal::Verity)
+        };
+        batch.actions.par_iter_mut().filter(wanted).for_each(|action| {
             let Some(name) = action.names.first() else { return };
             let Ok(dir) = &dirs[name.dir as usize] else { return };
             action.mtime = dir.stat(&name.name).ok().map(|stat| stat.mtime);
