@@ -27,6 +27,7 @@ apt() { apt-get -y -q -o Dpkg::Options::=--force-unsafe-io -o Dpkg::Use-Pty=0 -o
 dpkg-divert --local --rename --divert /usr/bin/clear.distrib --add /usr/bin/clear
 printf '#!/bin/sh\necho cleared\n' >/usr/bin/clear
 chmod 755 /usr/bin/clear
+touch -d @1700000000 /usr/bin/clear
 dpkg-statoverride --add root root 0750 /usr/bin/chage
 update-alternatives --install /usr/bin/backwards backwards /usr/bin/tac 10
 update-alternatives --install /usr/bin/backwards backwards /usr/bin/rev 20
@@ -38,10 +39,10 @@ dpkg --audit
 update-alternatives --remove backwards /usr/bin/rev
 "#;
 
-/// `inside ROOT PACKAGES COMMAND...`: runs in a guest that has namespaces of its own.
+/// `inside ROOT PACKAGES COMMAND...`: becomes a command in a guest that has namespaces of its own, and ends with it.
 const INSIDE: &str = r#"
 inside() {
-    unshare --mount --pid --fork --kill-child sh -c '
+    exec unshare --mount --pid --fork --kill-child sh -c '
         set -eu; root=$1 packages=$2; shift 2
         mount --make-rprivate /
         mount --bind "$packages" "$root/mnt"
@@ -59,13 +60,15 @@ mkdir -p /run/guests; mount -t "$FS" /dev/vda /run/guests; cd /run/guests
 "$AGENT" load /run/guests
 "$VUNIFY" --immutable-mayunlink ./a ./b
 if echo >>a/usr/bin/tac; then echo "a shared file could be written to"; exit 90; fi
+running=
 for guest in a b; do
     inside $PWD/$guest $PACKAGES /bin/bash -c 'exec 9</usr/bin/perl; while :; do perl -e 1; ls /usr/bin >/dev/null; sleep 5; done' &
+    running="$running $!"
 done
 sleep 3
-inside $PWD/a $PACKAGES /bin/sh /mnt/work
-for job in $(jobs -p); do kill -0 $job || { echo "a running program has ended"; exit 91; }; done
-for job in $(jobs -p); do kill -KILL $job; done
+(inside $PWD/a $PACKAGES /bin/sh /mnt/work)
+for job in $running; do kill -0 $job || { echo "a running program has ended"; exit 91; }; done
+for job in $running; do kill -KILL $job; done
 wait || :
 cd /; umount /run/guests
 "#;
