@@ -21,8 +21,11 @@
  *   ioctl(any file, VS_IOC_SCOPE_REMOVE)  takes it out again; answers 0
  *
  *   setsockopt(any IPv4 socket, VS_SOL, VS_SO_SET_ROOT, struct vs_root)  gives the calling thread its addresses,
- *       once; EPERM: it has some. These hooks can complete a call, so success is 0.
+ *       once; EPERM: it has some; EBUSY: the caller has several threads; EINVAL: none or too many, or 0.0.0.0
+ *       or 255.255.255.255 among them; ENOMEM: the table of tasks is full. These hooks can complete a call, so
+ *       success is 0. 32-bit callers are not heard.
  *   getsockopt(any IPv4 socket, VS_SOL, VS_SO_GET_ROOT, struct vs_root)  the caller's own; count 0 for none.
+ *   getsockopt(any IPv4 socket, VS_SOL, VS_SO_GET_ABI, unsigned int)     answers VS_ABI
  *   ENOPROTOOPT from either: not loaded.
  */
 #ifndef VSERVER_ABI_H
@@ -64,6 +67,7 @@
 #define VS_SOL 0x5653
 #define VS_SO_SET_ROOT 1
 #define VS_SO_GET_ROOT 2
+#define VS_SO_GET_ABI 3
 #define VS_ROOT_MAX 16
 
 /* Addresses are big-endian, as everywhere on the wire. */

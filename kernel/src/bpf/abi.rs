@@ -43,6 +43,7 @@ pub(crate) const IOC_SCOPE_REMOVE: libc::c_ulong = 0x1653_d602;
 pub(crate) const SOL: libc::c_int = 0x5653;
 pub(crate) const SO_SET_ROOT: libc::c_int = 1;
 pub(crate) const SO_GET_ROOT: libc::c_int = 2;
+pub(crate) const SO_GET_ABI: libc::c_int = 3;
 /// Addresses that a root has at most.
 pub(crate) const ROOT_MAX: usize = 16;
 
@@ -74,7 +75,7 @@ mod tests {
 
     #[test]
     fn both_sides_say_the_same() {
-        let ours: [(&str, i64); 28] = [
+        let ours: [(&str, i64); 29] = [
             ("VS_ABI", ABI.into()),
             ("VS_ANSWER", ANSWER.into()),
             ("VS_ANSWER_BITS", ANSWER_BITS.into()),
@@ -101,6 +102,7 @@ mod tests {
             ("VS_SOL", SOL.into()),
             ("VS_SO_SET_ROOT", SO_SET_ROOT.into()),
             ("VS_SO_GET_ROOT", SO_GET_ROOT.into()),
+            ("VS_SO_GET_ABI", SO_GET_ABI.into()),
             ("VS_ROOT_MAX", ROOT_MAX as i64),
             ("VS_ANSWER", 1 << (ANSWER_BITS - 1)),
         ];

@@ -203,6 +203,7 @@ impl Fitting {
             ProgramSection::CgroupSockAddr { attach_type } => cgroup(attach_type),
             ProgramSection::CgroupSockopt { attach_type } => cgroup(attach_type),
             ProgramSection::CgroupSock { attach_type } => cgroup(attach_type),
+            ProgramSection::CgroupSkb { attach_type: Some(attach_type) } => cgroup(attach_type),
             ref other => {
                 let why = format!("{name} is of a type that the loader does not know: {other:?}");
                 return Err(BpfError::Unfit { object: self.object.name, why });
@@ -230,8 +231,10 @@ impl Fitting {
         for map in self.object.maps {
             loader.map_pin_path(map, pins.map(map));
         }
-        for map in objects::SIZED_BY_THREADS.iter().filter(|map| self.object.maps.contains(map)) {
-            loader.map_max_entries(map, host.threads_max());
+        for (map, quarters) in objects::SIZED_BY_THREADS {
+            if self.object.maps.contains(map) {
+                loader.map_max_entries(map, host.threads_max() / 4 * quarters);
+            }
         }
         loader.load(self.object.bytes).map_err(|error| {
             if permission_denied(&error) {
@@ -262,6 +265,7 @@ impl Chosen {
             Program::CgroupSockAddr(program) => program.load(),
             Program::CgroupSockopt(program) => program.load(),
             Program::CgroupSock(program) => program.load(),
+            Program::CgroupSkb(program) => program.load(),
             _ => return Err(missing()),
         };
         let fd: &ProgramFd =

@@ -29,7 +29,7 @@ pub use load::{Loaded, load, reload, unload};
 pub use pins::{Pins, State};
 
 pub(crate) use abi::*;
-pub(crate) use sys::{getsockopt_root, ioctl_answer, prctl_answer, setsockopt_root};
+pub(crate) use sys::{getsockopt_abi, getsockopt_root, ioctl_answer, prctl_answer, setsockopt_root};
 
 /// An eBPF object that is built in.
 #[derive(Debug)]

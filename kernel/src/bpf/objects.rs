@@ -1,6 +1,6 @@
 //! The objects that are built in, and what the loader has to know of each.
 
-use super::{ABI, FEATURE_LINK_INVERT, Object, PRCTL_VERSION, prctl_answer};
+use super::{ABI, FEATURE_LINK_INVERT, Object, PRCTL_VERSION, getsockopt_abi, prctl_answer};
 
 /// Link-invert, by LSM hooks.
 pub static LINK_INVERT: Object = Object {
@@ -14,11 +14,23 @@ pub static LINK_INVERT: Object = Object {
     is_live: || answers(FEATURE_LINK_INVERT),
 };
 
-/// All of them, in the order in which they are loaded.
-pub static ALL: &[&Object] = &[&LINK_INVERT];
+/// IPv4 roots, by hooks of control groups. Needs no LSM.
+pub static IPV4ROOT: Object = Object {
+    name: "ipv4root",
+    bytes: aya::include_bytes_aligned!("../../bpf/ipv4root.o"),
+    maps: &["root_losses", "root_sockets", "root_spill", "root_tasks"],
+    optional: &[],
+    last: &["getsockopt", "setsockopt"],
+    is_live: || getsockopt_abi() == Ok(ABI),
+};
 
-/// Maps with an entry for a task: as large as the host's limit of threads, so that no guest can fill them.
-pub(super) const SIZED_BY_THREADS: &[&str] = &["tasks"];
+/// All of them, in the order in which they are loaded.
+pub static ALL: &[&Object] = &[&LINK_INVERT, &IPV4ROOT];
+
+/// Maps with an entry for a task, and how many there are for each thread that the host can have (in quarters), so
+/// that no guest can fill them. Where a fork can't be failed there is room for those, too, that have ended and
+/// wait to be freed.
+pub(super) const SIZED_BY_THREADS: &[(&str, u32)] = &[("tasks", 4), ("root_tasks", 5)];
 
 /// Whether programs for a feature answer, and are of this version.
 pub(crate) fn answers(feature: u64) -> bool {

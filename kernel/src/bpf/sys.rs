@@ -155,16 +155,28 @@ pub(crate) fn setsockopt_root(socket: &impl AsFd, root: &abi::Root) -> Result<()
 /// The addresses of the calling thread.
 pub(crate) fn getsockopt_root(socket: &impl AsFd) -> Result<abi::Root> {
     let mut root = abi::Root::default();
-    let mut size = size_of::<abi::Root>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `size` bytes, which is the structure's size; any bytes are valid in it.
+    getsockopt(socket, abi::SO_GET_ROOT, &mut root).map(|()| root)
+}
+
+/// The version that programs for roots speak. `ENOPROTOOPT`: none are loaded.
+pub(crate) fn getsockopt_abi() -> Result<u32> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    let mut version = 0_u32;
+    getsockopt(&socket, abi::SO_GET_ABI, &mut version).map(|()| version)
+}
+
+/// `T` is a number or made of numbers, so that any bytes are valid in it.
+fn getsockopt<T: Copy>(socket: &impl AsFd, option: libc::c_int, value: &mut T) -> Result<()> {
+    let mut size = size_of::<T>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `size` bytes, which is the size of `T`; any bytes are valid in it.
     let result = unsafe {
         libc::getsockopt(
             socket.as_fd().as_raw_fd(),
             abi::SOL,
-            abi::SO_GET_ROOT,
-            std::ptr::from_mut(&mut root).cast(),
+            option,
+            std::ptr::from_mut(value).cast(),
             &raw mut size,
         )
     };
-    if result < 0 { Err(last_errno()) } else { Ok(root) }
+    if result < 0 { Err(last_errno()) } else { Ok(()) }
 }
