@@ -21,8 +21,8 @@ pub struct Host {
     pub btf: PathBuf,
     /// The security file system.
     pub security: PathBuf,
-    /// Where a cgroup v2 hierarchy may be, in the order of preference.
-    pub cgroups: Vec<PathBuf>,
+    /// The list of mounts, for the cgroup v2 hierarchy.
+    pub mounts: PathBuf,
     /// The limit of threads of the whole host.
     pub threads_max: PathBuf,
     /// What a process says of itself.
@@ -35,7 +35,7 @@ impl Default for Host {
             bpffs: "/sys/fs/bpf".into(),
             btf: "/sys/kernel/btf/vmlinux".into(),
             security: "/sys/kernel/security".into(),
-            cgroups: ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Into::into).to_vec(),
+            mounts: "/proc/self/mounts".into(),
             threads_max: "/proc/sys/kernel/threads-max".into(),
             status: "/proc/self/status".into(),
         }
@@ -75,10 +75,14 @@ impl Host {
         (mode != "none").then(|| mode.to_owned())
     }
 
-    /// The root of the cgroup v2 hierarchy.
+    /// The root of the cgroup v2 hierarchy, wherever it is mounted.
     pub(crate) fn cgroup(&self) -> Result<PathBuf, BpfError> {
-        let found = self.cgroups.iter().find(|path| is_on(path, CGROUP2_MAGIC));
-        found.cloned().ok_or(BpfError::NoCgroups)
+        let mounts = std::fs::read_to_string(&self.mounts).unwrap_or_default();
+        let mut found = cgroup2_mounts(&mounts);
+        // A mount may be hidden by another, or show a part only: all groups but the root have events.
+        found
+            .find(|path| is_on(path, CGROUP2_MAGIC) && !path.join("cgroup.events").exists())
+            .ok_or(BpfError::NoCgroups)
     }
 
     /// How many threads there can be.
@@ -86,6 +90,22 @@ impl Host {
         let text = std::fs::read_to_string(&self.threads_max).unwrap_or_default();
         text.trim().parse().unwrap_or(1 << 18).clamp(1 << 10, 1 << 22)
     }
+}
+
+/// Where cgroup v2 is mounted, by proc_mounts(5).
+fn cgroup2_mounts(mounts: &str) -> impl Iterator<Item = PathBuf> {
+    mounts.lines().filter_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        let (place, kind) = (words.next()?, words.next()?);
+        (kind == "cgroup2").then(|| unescape(place).into())
+    })
+}
+
+/// Undoes what the list does to blanks in names.
+fn unescape(name: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(name.to_owned(), |name, (from, to)| name.replace(from, to))
 }
 
 fn is_on(path: &std::path::Path, magic: u64) -> bool {
@@ -102,7 +122,7 @@ mod tests {
             bpffs: place.join("bpf"),
             btf: place.join("btf"),
             security: place.to_path_buf(),
-            cgroups: vec![place.to_path_buf()],
+            mounts: place.join("mounts"),
             threads_max: place.join("threads-max"),
             status: place.join("status"),
         }
@@ -141,6 +161,17 @@ mod tests {
         assert_eq!(host.lockdown(), None);
         put(place.path(), "lockdown", "none integrity [confidentiality]\n");
         assert_eq!(host.lockdown().as_deref(), Some("confidentiality"));
+    }
+
+    #[test]
+    fn control_groups_are_found_in_the_list_of_mounts() {
+        let list = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n\
+                    none /with\\040blank cgroup2 rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\ncut";
+        let found: Vec<PathBuf> = cgroup2_mounts(list).collect();
+        assert_eq!(found, ["/with blank", "/sys/fs/cgroup/unified"].map(PathBuf::from));
+        let place = tempfile::tempdir().unwrap();
+        put(place.path(), "mounts", &format!("x {} cgroup2 rw 0 0\n", place.path().display()));
+        assert!(matches!(host(place.path()).cgroup(), Err(BpfError::NoCgroups)), "no such file system there");
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod host;
 mod load;
 pub mod objects;
 mod pins;
+mod roots;
 pub mod scope;
 mod sys;
 
@@ -27,6 +28,7 @@ pub use error::BpfError;
 pub use host::Host;
 pub use load::{Loaded, load, reload, unload};
 pub use pins::{Pins, State};
+pub use roots::Roots;
 
 pub(crate) use abi::*;
 pub(crate) use sys::{getsockopt_abi, getsockopt_root, ioctl_answer, prctl_answer, setsockopt_root};

@@ -31,6 +31,18 @@ impl Bpf {
     pub fn is_loaded() -> bool {
         objects::answers(FEATURE_CONTEXTS)
     }
+
+    /// The caller's addresses; `None`: all. Where the programs for roots are not loaded nobody has any. Needs no
+    /// privilege.
+    pub fn own_root() -> Result<Option<Ipv4Root>, ContextError> {
+        let asked =
+            socket(AddressFamily::INET, SocketType::DGRAM, None).and_then(|socket| getsockopt_root(&socket));
+        match asked {
+            Ok(raw) => Ok(from_raw(&raw)),
+            Err(Errno::NOPROTOOPT | Errno::OPNOTSUPP) => Ok(None),
+            Err(errno) => Err(refused(LOOK, errno, CURE)),
+        }
+    }
 }
 
 impl Contexts for Bpf {
@@ -70,7 +82,7 @@ fn own() -> Result<Status, ContextError> {
         properties: Properties::from_bits(part(GET_FLAGS, u32::BITS)? as u32),
         ceiling: Capabilities(!part(GET_REMOVED, u64::BITS)?),
         init_pid: (init_pid != 0).then_some(init_pid),
-        root: own_root()?,
+        root: Bpf::own_root()?,
     })
 }
 
@@ -90,17 +102,6 @@ fn unanswered(what: &'static str, errno: Errno) -> ContextError {
     match errno {
         Errno::INVAL => ContextError::NotSupported { what, cure: CURE },
         errno => refused(what, errno, CURE),
-    }
-}
-
-/// The caller's addresses. Where the programs for roots are not loaded there are none.
-fn own_root() -> Result<Option<Ipv4Root>, ContextError> {
-    let asked =
-        socket(AddressFamily::INET, SocketType::DGRAM, None).and_then(|socket| getsockopt_root(&socket));
-    match asked {
-        Ok(raw) => Ok(from_raw(&raw)),
-        Err(Errno::NOPROTOOPT | Errno::OPNOTSUPP) => Ok(None),
-        Err(errno) => Err(refused(LOOK, errno, CURE)),
     }
 }
 

@@ -1,0 +1,151 @@
+//! Loading, reloading, unloading, and a table that is full.
+
+use std::io;
+use std::path::Path;
+
+use kernel::bpf::{Host, Roots, load, objects, reload, unload};
+
+use crate::case::{Case, Res, child, same};
+use crate::ensure;
+use crate::net::{A, Net};
+use crate::raw;
+use crate::state::whereabouts;
+
+type Stage = fn(&Case<'_>, &Host) -> Res;
+
+/// In this order; the programs are loaded at the beginning and are not at the end.
+const STAGES: &[(&str, Stage)] = &[
+    ("what has ended is forgotten", forgets),
+    ("a reload keeps the roots of those who run", reloads),
+    ("an unload leaves nothing", unloads),
+    ("a full table keeps roots beside it, and says so", overflows),
+    ("without a cgroup v2 hierarchy the load says so, and leaves nothing", no_cgroups),
+];
+
+/// Tries all, and returns what went wrong.
+pub(crate) fn all(net: &Net, host: &Host) -> Vec<String> {
+    let case = Case { net, control: false };
+    let mut faults = Vec::new();
+    for (name, stage) in STAGES {
+        let done = stage(&case, host);
+        println!("{:10} {:6} {name}", "life", if done.is_ok() { "holds" } else { "BROKEN" });
+        faults.extend(done.err().map(|fault| format!("life: {name}: {fault:?}")));
+    }
+    faults
+}
+
+fn other<E: std::fmt::Display>(error: E) -> io::Error {
+    io::Error::other(error.to_string())
+}
+
+fn roots(host: &Host) -> Res<Roots> {
+    Ok(Roots::of(host).map_err(other)?.ok_or_else(|| other("not loaded"))?)
+}
+
+fn forgets(_: &Case<'_>, host: &Host) -> Res {
+    // The kernel frees a task a moment after it has ended.
+    for _ in 0..100 {
+        if roots(host)?.tasks == 0 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let now = roots(host)?;
+    same((now.tasks, now.spilled, now.lost), (0, 0, 0))
+}
+
+/// A guest that waits for a line in a pipe and says where it is then.
+struct Sleeper {
+    child: raw::Child,
+    wake: io::PipeWriter,
+}
+
+impl Sleeper {
+    fn start(case: &Case<'_>) -> io::Result<Self> {
+        let (alarm, wake) = io::pipe()?;
+        let (ready, tell) = io::pipe()?;
+        let ours = wake.try_clone()?;
+        let child = raw::fork(60, move || {
+            drop((ours, ready));
+            if let Err(error) = case.confine(&[A]) {
+                return error.to_string();
+            }
+            drop(tell);
+            io::Read::read(&mut &alarm, &mut [0]).ok();
+            child(whereabouts).unwrap_or_else(|error| error.to_string())
+        })?;
+        Ok(Self { child, wake })
+    }
+
+    fn ask(mut self) -> io::Result<String> {
+        io::Write::write_all(&mut self.wake, b"x")?;
+        Ok(self.child.said())
+    }
+}
+
+fn reloads(case: &Case<'_>, host: &Host) -> Res {
+    let sleeper = Sleeper::start(case)?;
+    for _ in 0..100 {
+        if roots(host)?.tasks > 0 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    reload(host, &objects::IPV4ROOT).map_err(other)?;
+    ensure!(roots(host)?.tasks > 0, "the reload has emptied the table");
+    same(sleeper.ask()?, A.to_string())?;
+    same(case.told(&[A], whereabouts)?, A.to_string())
+}
+
+/// Whether nothing of ours is in the bpf file system.
+fn is_clean(host: &Host) -> io::Result<bool> {
+    Ok(std::fs::read_dir(&host.bpffs)?.next().is_none())
+}
+
+fn unloads(case: &Case<'_>, host: &Host) -> Res {
+    unload(host, &objects::IPV4ROOT).map_err(other)?;
+    ensure!(is_clean(host)?, "something is pinned");
+    ensure!(!(objects::IPV4ROOT.is_live)(), "something answers");
+    ensure!(case.told(&[A], whereabouts).is_err(), "a root was set");
+    same(Roots::of(host).map_err(other)?, None)
+}
+
+/// More processes at once than the table has places for.
+fn overflows(case: &Case<'_>, host: &Host) -> Res {
+    let small = tempfile::NamedTempFile::new()?;
+    std::fs::write(small.path(), "1024\n")?;
+    let host = Host { threads_max: small.path().into(), ..host.clone() };
+    load(&host, &objects::IPV4ROOT).map_err(other)?;
+    let places = roots(&host)?.capacity;
+    same(places, 1280)?;
+    let said = case.told(&[A], || {
+        let mut children = Vec::new();
+        for _ in 0..places + 100 {
+            children.push(raw::fork(60, || whereabouts().unwrap_or_else(|error| error.to_string()))?);
+        }
+        let strays =
+            children.iter_mut().filter_map(|child| Some(child.said()).filter(|said| *said != A.to_string()));
+        let strays: Vec<String> = strays.collect();
+        // The table is full: nobody else can be confined, and is told so.
+        Ok(format!("{strays:?}"))
+    })?;
+    let now = roots(&host)?;
+    same(said, "[]".to_owned())?;
+    ensure!(now.spilled >= 100, "only {} were put beside the table", now.spilled);
+    same(now.lost, 0)?;
+    unload(&host, &objects::IPV4ROOT).map_err(other)?;
+    ensure!(is_clean(&host)?, "something is pinned");
+    Ok(())
+}
+
+fn no_cgroups(_: &Case<'_>, host: &Host) -> Res {
+    let mounts = tempfile::NamedTempFile::new()?;
+    let host = Host { mounts: mounts.path().into(), ..host.clone() };
+    match load(&host, &objects::IPV4ROOT) {
+        Err(kernel::bpf::BpfError::NoCgroups) => {}
+        other => ensure!(false, "{other:?}"),
+    }
+    ensure!(is_clean(&host)?, "something is pinned");
+    ensure!(Path::new("/proc/self").exists(), "no /proc");
+    Ok(())
+}
