@@ -84,8 +84,8 @@ fn standing(host: &Host, feature: Feature, patched: bool, sample: Option<Borrowe
         ),
         Feature::Ipv4Root => (
             "sockets bind to, connect from and listen on the addresses of their root only",
-            "broadcasts to rewritten UDP sockets, and all but the first address for servers on 0.0.0.0 (a network \
-             namespace closes both)",
+            "broadcasts to UDP servers on 0.0.0.0, which hear the first address only, and raw sockets that are not \
+             bound (a network namespace closes these); packet sockets (keep CAP_NET_RAW back)",
         ),
     };
     if patched {

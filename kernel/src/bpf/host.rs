@@ -92,7 +92,7 @@ impl Host {
     }
 }
 
-/// Where cgroup v2 is mounted, by proc_mounts(5).
+/// Where cgroup v2 is mounted, by `proc_mounts(5)`.
 fn cgroup2_mounts(mounts: &str) -> impl Iterator<Item = PathBuf> {
     mounts.lines().filter_map(|line| {
         let mut words = line.split(' ').skip(1);

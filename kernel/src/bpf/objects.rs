@@ -21,6 +21,8 @@ pub static IPV4ROOT: Object = Object {
     maps: &["root_losses", "root_sockets", "root_spill", "root_tasks"],
     optional: &[],
     last: &["getsockopt", "setsockopt"],
+    needs_lsm: false,
+    state: Some("root_tasks"),
     is_live: || getsockopt_abi() == Ok(ABI),
 };
 

@@ -1,18 +1,13 @@
 //! How full the table of tasks with an IPv4 root is, and what did not fit.
 
-use std::path::Path;
+use aya::maps::{Array, Map, MapData, MapError, MapInfo};
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo};
-
-use super::{BpfError, Host, Pins, Root};
+use super::{BpfError, Host, Pins, entries};
 use crate::Errno;
 
 /// `VS_LOSS_...` of `kernel/bpf/ipv4root.bpf.c`.
 const SPILLED: u32 = 0;
 const LOST: u32 = 1;
-
-/// `struct vs_root` as bytes.
-type Bytes = [u8; size_of::<Root>()];
 
 /// What is known of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,37 +32,23 @@ impl Roots {
         if !table.exists() || !losses.exists() {
             return Ok(None);
         }
-        let info = MapInfo::from_pin(&table).map_err(|error| fault(&table)(error.into()))?;
-        let tasks: HashMap<_, u64, Bytes> = open(&table)?.try_into().map_err(fault(&table))?;
-        let counts: Array<_, u64> = open_array(&losses)?.try_into().map_err(fault(&losses))?;
-        let count = |which| counts.get(&which, 0).map_err(fault(&losses));
+        let fault = |error: &MapError| BpfError::at("read", &losses)(errno(error));
+        let counts = MapData::from_pin(&losses).and_then(|data| Array::<_, u64>::try_from(Map::Array(data)));
+        let counts = counts.map_err(|error| fault(&error))?;
+        let count = |which| counts.get(&which, 0).map_err(|error| fault(&error));
+        let info = MapInfo::from_pin(&table);
         Ok(Some(Self {
-            tasks: tasks.keys().filter(Result::is_ok).count(),
-            capacity: info.max_entries() as usize,
+            tasks: entries(host, "root_tasks")?,
+            capacity: info.map_or(0, |info| info.max_entries() as usize),
             spilled: count(SPILLED)?,
             lost: count(LOST)?,
         }))
     }
 }
 
-fn data(path: &Path) -> Result<MapData, BpfError> {
-    MapData::from_pin(path).map_err(fault(path))
-}
-
-fn open(path: &Path) -> Result<Map, BpfError> {
-    data(path).map(Map::HashMap)
-}
-
-fn open_array(path: &Path) -> Result<Map, BpfError> {
-    data(path).map(Map::Array)
-}
-
-fn fault(path: &Path) -> impl Fn(MapError) -> BpfError + '_ {
-    move |error| {
-        let errno = match &error {
-            MapError::SyscallError(error) => Errno::from_io_error(&error.io_error),
-            _ => None,
-        };
-        BpfError::at("read the map", path)(errno.unwrap_or(Errno::IO))
+fn errno(error: &MapError) -> Errno {
+    match error {
+        MapError::SyscallError(error) => Errno::from_io_error(&error.io_error).unwrap_or(Errno::IO),
+        _ => Errno::IO,
     }
 }

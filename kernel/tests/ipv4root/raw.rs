@@ -67,9 +67,36 @@ pub(crate) fn fork(seconds: u32, job: impl FnOnce() -> String) -> io::Result<Chi
     let words = words.unwrap_or_else(|_| "panicked".into());
     (&say).write_all(words.as_bytes()).ok();
     drop(say);
-    (&stay).read(&mut [0]).ok();
+    (&stay).read_exact(&mut [0]).ok();
     // SAFETY: ends the child without running what its parent registered.
     unsafe { libc::_exit(0) }
+}
+
+/// What many children say that all live at once.
+pub(crate) fn crowd(count: usize, job: impl Fn() -> String) -> io::Result<Vec<String>> {
+    let ((said, say), (stay, leave)) = (pipe()?, pipe()?);
+    let mut born = Vec::new();
+    for _ in 0..count {
+        // SAFETY: this process has one thread, so the child may do anything.
+        let pid = check(unsafe { libc::fork() })?;
+        if pid != 0 {
+            born.push(pid);
+            continue;
+        }
+        drop(leave);
+        (&say).write_all(format!("{}\n", job()).as_bytes()).ok();
+        (&stay).read_exact(&mut [0]).ok();
+        // SAFETY: ends the child without running what its parent registered.
+        unsafe { libc::_exit(0) }
+    }
+    drop(say);
+    let words = io::BufRead::lines(io::BufReader::new(said)).take(count).collect();
+    drop(leave);
+    for pid in born {
+        // SAFETY: the child is ours, and its status is not asked for.
+        unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+    }
+    words
 }
 
 impl Child {
@@ -235,7 +262,7 @@ pub(crate) fn connect_by_worker(socket: &impl AsRawFd, address: SocketAddr) -> i
     let entry = io_uring::opcode::Connect::new(socket, name.as_ptr().cast(), name.len() as u32).build();
     // SAFETY: the name lives until the request is complete.
     unsafe {
-        ring.submission().push(&entry.flags(io_uring::squeue::Flags::ASYNC)).map_err(io::Error::other)?
+        ring.submission().push(&entry.flags(io_uring::squeue::Flags::ASYNC)).map_err(io::Error::other)?;
     };
     ring.submit_and_wait(1)?;
     let done = ring.completion().next().map_or(-libc::EIO, |entry| entry.result());
