@@ -71,10 +71,11 @@ pub struct Ipv4Root {
 
 impl Ipv4Root {
     /// 1 to [`MAX_ADDRESSES`] addresses, the first of which is taken where any would do, and the address for
-    /// broadcasts, 0.0.0.0 for none. `None` if there are none or too many, or one is 0.0.0.0.
+    /// broadcasts, 0.0.0.0 for none. `None` if there are none or too many, or one is 0.0.0.0 or
+    /// 255.255.255.255.
     pub fn new(addresses: Vec<Ipv4Addr>, broadcast: Ipv4Addr) -> Option<Self> {
         let fits = (1..=MAX_ADDRESSES).contains(&addresses.len());
-        let named = addresses.iter().all(|address| !address.is_unspecified());
+        let named = addresses.iter().all(|address| !address.is_unspecified() && !address.is_broadcast());
         (fits && named).then_some(Self { addresses, broadcast })
     }
 
@@ -272,6 +273,7 @@ mod tests {
         assert!(root(0).is_none() && root(17).is_none());
         assert_eq!(root(16).unwrap().addresses().len(), 16);
         assert!(Ipv4Root::new(vec![one, Ipv4Addr::UNSPECIFIED], one).is_none());
+        assert!(Ipv4Root::new(vec![one, Ipv4Addr::BROADCAST], one).is_none());
     }
 
     #[test]

@@ -87,7 +87,7 @@ pub(crate) fn same<T: PartialEq + std::fmt::Debug>(seen: T, wanted: T) -> Res {
 /// How long nothing has to come before it is taken for nothing.
 pub(crate) const SILENCE: Duration = Duration::from_millis(250);
 /// Seconds until something that hangs is given up.
-const PATIENCE: u32 = 20;
+const PATIENCE: u32 = 60;
 
 /// Where a law is tried.
 #[derive(Debug)]
@@ -99,7 +99,11 @@ pub(crate) struct Case<'a> {
 
 /// Gives the caller a root, by the door that everybody uses.
 pub(crate) fn confine(addresses: &[Ipv4Addr]) -> io::Result<()> {
-    let root = Ipv4Root::new(addresses.to_vec(), NET_BROADCAST).expect("1 to 16 addresses");
+    confine_with(addresses, NET_BROADCAST)
+}
+
+pub(crate) fn confine_with(addresses: &[Ipv4Addr], broadcast: Ipv4Addr) -> io::Result<()> {
+    let root = Ipv4Root::new(addresses.to_vec(), broadcast).expect("1 to 16 addresses");
     Bpf::default().set_ipv4root(&root).map_err(io::Error::other)
 }
 
@@ -115,8 +119,19 @@ impl Case<'_> {
         addresses: &[Ipv4Addr],
         job: impl FnOnce() -> io::Result<T>,
     ) -> io::Result<OwnedFd> {
+        self.guest_of(addresses, NET_BROADCAST, job)
+    }
+
+    /// The same with another address for broadcasts.
+    pub(crate) fn guest_of<T: Into<OwnedFd>>(
+        &self,
+        addresses: &[Ipv4Addr],
+        broadcast: Ipv4Addr,
+        job: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<OwnedFd> {
         let mut child = raw::fork(PATIENCE, || {
-            let made = self.confine(addresses).and_then(|()| job());
+            let confined = if self.control { Ok(()) } else { confine_with(addresses, broadcast) };
+            let made = confined.and_then(|()| job());
             words(made.map(Into::into).map(|fd: OwnedFd| std::mem::ManuallyDrop::new(fd).as_raw_fd()))
         })?;
         let number = meaning(&child.said())?;

@@ -103,6 +103,14 @@ pub(crate) const BIND: &[Law] = &[
         c.told(&[A], || raw::bind(&unbound, at(ANY, 8000)).map(|()| 0))?;
         same(home(&unbound)?, at(A, 8000))
     }),
+    Law::enforced("a socket from before the root was set hears by it, once it is used", |c| {
+        let early = raw::socket(AF_INET, SOCK_DGRAM, 0)?;
+        c.told(&[A], || raw::send_to(&early, b"x", at(PEER, 9), 0).map(|()| 0))?;
+        let client = c.net.outside(|| udp(PEER, 0))?;
+        client.send_to(b"x", at(HOST, home(&early)?.port()))?;
+        ensure!(is_silent(&early)?, "heard what was said to the host");
+        Ok(())
+    }),
     Law::enforced("a guest that makes itself a network namespace keeps its root", |c| {
         let own = c.told(&[A], || {
             raw::unshare(libc::CLONE_NEWNET)?;
@@ -158,6 +166,16 @@ pub(crate) const LISTEN: &[Law] = &[
         same(raw::receive(&socket)?, b"ours".to_vec())?;
         client.send_to(b"theirs", at(HOST, port))?;
         ensure!(is_silent(&socket)?, "heard what was said to the host");
+        Ok(())
+    }),
+    Law::enforced("a port that the kernel picked does not hear IPv6", |c| {
+        let socket = c.guest_of(&[A], ANY, || {
+            let socket = raw::socket(AF_INET6, SOCK_DGRAM, 0)?;
+            raw::send_to(&socket, b"x", at(mapped(PEER), 9), 0).map(|()| socket)
+        })?;
+        let client = c.net.outside(|| udp(PEER6, 0))?;
+        client.send_to(b"x", at(HOST6, home(&socket)?.port()))?;
+        ensure!(is_silent(&socket)?, "heard");
         Ok(())
     }),
     Law::enforced("multicast is not heard", |c| {
@@ -222,6 +240,14 @@ pub(crate) const CLIENT: &[Law] = &[
         let from = caller(c, |to| {
             let socket = raw::socket(AF_INET, SOCK_STREAM, 0)?;
             raw::send_to(&socket, b"x", to, libc::MSG_FASTOPEN).map(|()| socket)
+        })?;
+        same(from, A.into())
+    }),
+    Law::enforced("a client that binds 0.0.0.0 first leaves from the first address", |c| {
+        let from = caller(c, |to| {
+            let socket = raw::socket(AF_INET, SOCK_STREAM, 0)?;
+            raw::bind(&socket, at(ANY, 0))?;
+            raw::connect(&socket, to).map(|()| socket)
         })?;
         same(from, A.into())
     }),
@@ -362,6 +388,19 @@ pub(crate) const IPV6: &[Law] = &[
             socket.send(b"x").map(|_| socket)
         })?;
         same(from, A.into())
+    }),
+    Law::enforced("a mapped datagram may not say that it comes from the host", |c| {
+        for (source, outcome) in [(mapped(HOST), Err(EADDRNOTAVAIL)), (mapped(B), Ok(()))] {
+            let said = c.guest(&[A, B], || {
+                let socket = raw::socket(AF_INET6, SOCK_DGRAM, 0)?;
+                raw::send_from(&socket, source, Some(at(mapped(PEER), 9))).map(|()| socket)
+            });
+            match outcome {
+                Ok(()) => drop(said?),
+                Err(errno) => refused(said, errno)?,
+            }
+        }
+        Ok(())
     }),
     Law::enforced("UDP of an IPv6 socket to an IPv4 name leaves from the first address", |c| {
         let from = sender(c, |to| {

@@ -109,6 +109,13 @@ fn is_clean(host: &Host) -> Res {
 fn unloads(case: &Case<'_>, host: &Host) -> Res {
     unload(host, &objects::IPV4ROOT).map_err(other)?;
     is_clean(host)?;
+    // The kernel detaches a program a moment after its link has gone.
+    for _ in 0..100 {
+        if !(objects::IPV4ROOT.is_live)() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
     ensure!(!(objects::IPV4ROOT.is_live)(), "something answers");
     ensure!(case.told(&[A], whereabouts).is_err(), "a root was set");
     same(Roots::of(host).map_err(other)?, None)

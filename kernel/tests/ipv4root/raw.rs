@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -54,9 +54,15 @@ fn pipe() -> io::Result<(File, File)> {
 
 /// Runs `job` in a child, which ends after `seconds` at the latest.
 pub(crate) fn fork(seconds: u32, job: impl FnOnce() -> String) -> io::Result<Child> {
+    fork_with(0, seconds, job)
+}
+
+/// The same with flags of clone(2), such as `CLONE_PARENT`.
+pub(crate) fn fork_with(flags: i32, seconds: u32, job: impl FnOnce() -> String) -> io::Result<Child> {
     let ((said, say), (stay, leave)) = (pipe()?, pipe()?);
-    // SAFETY: this process has one thread, so the child may do anything.
-    let pid = check(unsafe { libc::fork() })?;
+    // SAFETY: as fork(2), as there is no stack; this process has one thread, so the child may do anything.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, 0, 0, 0, 0) };
+    let pid = check(pid as libc::c_int)?;
     if pid != 0 {
         return Ok(Child { pid, said, stay: Some(leave) });
     }
@@ -186,19 +192,24 @@ pub(crate) fn send_to(
     check(sent as libc::c_int).map(drop)
 }
 
-/// Sends a datagram that says by itself where it comes from (`IP_PKTINFO`); to where the socket is connected if
+/// Sends a datagram that says by itself where it comes from (`IP_PKTINFO`, `IPV6_PKTINFO`); to where the socket is connected if
 /// there is no destination.
-pub(crate) fn send_from(socket: &impl AsRawFd, source: Ipv4Addr, to: Option<SocketAddr>) -> io::Result<()> {
+pub(crate) fn send_from(
+    socket: &impl AsRawFd,
+    source: impl Into<IpAddr>,
+    to: Option<SocketAddr>,
+) -> io::Result<()> {
     let to = to.map(name).unwrap_or_default();
-    let part = libc::iovec { iov_base: b"x".as_ptr().cast_mut().cast(), iov_len: 1 };
-    let info = libc::in_pktinfo {
-        ipi_ifindex: 0,
-        ipi_spec_dst: libc::in_addr { s_addr: u32::from_ne_bytes(source.octets()) },
-        ipi_addr: libc::in_addr { s_addr: 0 },
+    let (level, kind, info) = match source.into() {
+        // struct in_pktinfo: interface, source, and an address that is not looked at
+        IpAddr::V4(v4) => (libc::IPPROTO_IP, libc::IP_PKTINFO, [&[0; 4][..], &v4.octets(), &[0; 4]].concat()),
+        // struct in6_pktinfo: source, interface
+        IpAddr::V6(v6) => (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, [&v6.octets()[..], &[0; 4]].concat()),
     };
+    let part = libc::iovec { iov_base: b"x".as_ptr().cast_mut().cast(), iov_len: 1 };
     let mut control = [0_u64; 8];
     // SAFETY: every pointer in the message is to a buffer that lives until the call is over, with its length;
-    // the control buffer is aligned and larger than the one header and structure put into it.
+    // the control buffer is aligned and larger than the one header and the 12 or 20 bytes put into it.
     unsafe {
         let mut message: libc::msghdr = std::mem::zeroed();
         if !to.is_empty() {
@@ -208,12 +219,12 @@ pub(crate) fn send_from(socket: &impl AsRawFd, source: Ipv4Addr, to: Option<Sock
         message.msg_iov = std::ptr::from_ref(&part).cast_mut();
         message.msg_iovlen = 1;
         message.msg_control = control.as_mut_ptr().cast();
-        message.msg_controllen = libc::CMSG_SPACE(size_of_val(&info) as u32) as usize;
+        message.msg_controllen = libc::CMSG_SPACE(info.len() as u32) as usize;
         let header = libc::CMSG_FIRSTHDR(&raw const message);
-        (*header).cmsg_level = libc::IPPROTO_IP;
-        (*header).cmsg_type = libc::IP_PKTINFO;
-        (*header).cmsg_len = libc::CMSG_LEN(size_of_val(&info) as u32) as usize;
-        libc::CMSG_DATA(header).cast::<libc::in_pktinfo>().write_unaligned(info);
+        (*header).cmsg_level = level;
+        (*header).cmsg_type = kind;
+        (*header).cmsg_len = libc::CMSG_LEN(info.len() as u32) as usize;
+        std::ptr::copy_nonoverlapping(info.as_ptr(), libc::CMSG_DATA(header), info.len());
         check(libc::sendmsg(socket.as_raw_fd(), &raw const message, 0) as libc::c_int).map(drop)
     }
 }

@@ -35,6 +35,11 @@ fn executed() -> io::Result<String> {
     Ok(String::from_utf8_lossy(&said).trim().to_owned())
 }
 
+/// What it means to a late descendant.
+fn generations(more: u32) -> io::Result<String> {
+    if more == 0 { whereabouts() } else { child(|| generations(more - 1)) }
+}
+
 /// A descendant of the guest, made in some way, has the guest's root.
 fn inherits(c: &Case<'_>, way: impl FnOnce() -> io::Result<String>) -> Res {
     same(c.told(&[A], way)?, A.to_string())
@@ -93,6 +98,12 @@ pub(crate) const LAWS: &[Law] = &[
         refused(several, libc::EBUSY)
     }),
     Law::enforced("children have it", |c| inherits(c, || child(whereabouts))),
+    Law::enforced("siblings have it (CLONE_PARENT)", |c| {
+        inherits(c, || {
+            let say = || whereabouts().unwrap_or_else(|error| error.to_string());
+            Ok(raw::fork_with(libc::CLONE_PARENT, 10, say)?.said())
+        })
+    }),
     Law::enforced("threads have it", |c| {
         inherits(c, || {
             std::thread::spawn(whereabouts).join().map_err(|_| io::Error::other("the thread panicked"))?
@@ -133,18 +144,7 @@ pub(crate) const LAWS: &[Law] = &[
             Err(io::Error::other("the orphan said nothing"))
         })
     }),
-    Law::enforced("a thousand generations have it", |c| {
-        inherits(c, || {
-            let mut place = String::new();
-            for _ in 0..1000 {
-                place = child(whereabouts)?;
-                if place != A.to_string() {
-                    break;
-                }
-            }
-            Ok(place)
-        })
-    }),
+    Law::enforced("the fiftieth generation has it", |c| inherits(c, || generations(50))),
     Law::neutral("the parent of a guest has no root", |c| {
         c.guest(&[A], || UdpSocket::bind(at(A, 0)))?;
         same(whereabouts()?, Ipv4Addr::UNSPECIFIED.to_string())?;

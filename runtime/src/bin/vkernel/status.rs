@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 
 use cli::{Exit, Out, PathText, Problem};
 use kernel::bpf::scope::FileSystem;
-use kernel::bpf::{Host, Pins, State};
+use kernel::bpf::{Host, Pins, Roots, State};
 use kernel::features::{Feature, Standing, survey};
 use kernel::{Dir, Errno, Verdict};
 use serde_json::json;
@@ -22,6 +22,10 @@ pub(crate) fn status(out: &Out, host: &Host, asked: &[Feature]) -> Result<Exit, 
             had += u64::from(standing.verdict == Verdict::Enforced);
             show(out, &pins, &standing);
         }
+    }
+    if asked.contains(&Feature::Ipv4Root) {
+        // Who may not look at the maps has seen above whether they are loaded.
+        Roots::of(host).ok().flatten().iter().for_each(|roots| show_roots(out, roots));
     }
     for path in pins.debris() {
         let problem = Problem::new("a load or unload was cut off here").at(&path);
@@ -71,6 +75,27 @@ fn show(out: &Out, pins: &Pins, standing: &Standing) {
         line(if had { "better" } else { "to have it" }, standing.cure);
         text
     });
+}
+
+fn show_roots(out: &Out, roots: &Roots) {
+    let value = json!({
+        "tasks": roots.tasks,
+        "capacity": roots.capacity,
+        "spilled": roots.spilled,
+        "lost": roots.lost,
+    });
+    out.event("roots", &value, || {
+        format!("ipv4root    {} of {} tasks have a root", roots.tasks, roots.capacity)
+    });
+    let cure =
+        "limit the processes of guests (pids.max); vkernel unload and load once kernel.threads-max is raised";
+    if roots.lost > 0 {
+        let why = format!("{} tasks found no room for their root and run without one", roots.lost);
+        out.warn(&Problem::new(why).cure(cure));
+    } else if roots.spilled > 0 {
+        let why = format!("the table of roots was full: {} tasks were put beside it", roots.spilled);
+        out.warn(&Problem::new(why).cure(cure));
+    }
 }
 
 /// The stable word for a verdict, and its reason.
