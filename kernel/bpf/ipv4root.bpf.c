@@ -19,6 +19,16 @@
  * larger than the number of threads that there can be; if it should be full for all that, the newest tasks go to
  * a table where something always gives way, and what happened is counted.
  *
+ * What this can't do, and a network namespace can:
+ *
+ * - A server on 0.0.0.0 hears the first address, not all of them; over UDP it hears no broadcasts. One on the
+ *   broadcast address or 255.255.255.255 does.
+ * - Raw and ping sockets that are not bound leave from what the routing table picks: EPERM if that is foreign.
+ * - A datagram socket that has sent before it is connected can't be connected: EADDRNOTAVAIL.
+ * - Datagrams to ::1 are refused. Who asked 127.0.0.1 is answered by the first address.
+ * - Packet sockets, and families that carry IP in disguise (SMC, RDS), have no hooks: keep CAP_NET_RAW and such
+ *   modules from guests.
+ *
  * A root can't be seen or left by those who have none: sockets that were made without one and handed on are as
  * good as any other gift, but follow the rules from the first bind, connect or sendmsg on.
  */

@@ -88,7 +88,7 @@ impl Host {
     /// How many threads there can be.
     pub(crate) fn threads_max(&self) -> u32 {
         let text = std::fs::read_to_string(&self.threads_max).unwrap_or_default();
-        text.trim().parse().unwrap_or(1 << 18).clamp(1 << 10, 1 << 22)
+        text.trim().parse().unwrap_or(1 << 18).clamp(1 << 8, 1 << 22)
     }
 }
 

@@ -539,6 +539,16 @@ pub(crate) const BROADCASTS: &[Law] = &[
         })?;
         same(from, A.into())
     }),
+    Law::enforced(
+        "a socket on the broadcast address is not connected, as the kernel would pick its address",
+        |c| {
+            let connected = c.guest(&[A], || {
+                let socket = udp(NET_BROADCAST, 8005)?;
+                raw::connect(&socket, at(PEER, 9)).map(|()| socket)
+            });
+            refused(connected, EADDRNOTAVAIL)
+        },
+    ),
     Law::enforced("a broadcast leaves from the first address", |c| {
         let server = c.net.outside(|| udp(ANY, 8003))?;
         server.set_read_timeout(Some(SILENCE * 4))?;

@@ -16,6 +16,7 @@ type Stage = fn(&Case<'_>, &Host) -> Res;
 const STAGES: &[(&str, Stage)] = &[
     ("what has ended is forgotten", forgets),
     ("a reload keeps the roots of those who run", reloads),
+    ("while a reload runs, old and new programs agree", agrees),
     ("an unload leaves nothing", unloads),
     ("a full table keeps roots beside it, and says so", overflows),
     ("without a cgroup v2 hierarchy the load says so, and leaves nothing", no_cgroups),
@@ -47,7 +48,7 @@ fn forgets(_: &Case<'_>, host: &Host) -> Res {
         if roots(host)?.tasks == 0 {
             break;
         }
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(std::time::Duration::from_millis(100));
     }
     let now = roots(host)?;
     same((now.tasks, now.spilled, now.lost), (0, 0, 0))
@@ -96,6 +97,22 @@ fn reloads(case: &Case<'_>, host: &Host) -> Res {
     same(case.told(&[A], whereabouts)?, A.to_string())
 }
 
+/// Keeps the old programs attached after a reload, by other names for their links.
+fn agrees(case: &Case<'_>, host: &Host) -> Res {
+    let names = ["setsockopt", "getsockopt", "bind4", "connect4", "task_newtask", "sched_process_free"];
+    let kept = names.map(|name| host.bpffs.join(format!("kept_{name}")));
+    for (name, kept) in names.iter().zip(&kept) {
+        std::fs::hard_link(host.bpffs.join("vserver/ipv4root").join(name), kept)?;
+    }
+    let reloaded = reload(host, &objects::IPV4ROOT).map_err(other);
+    let place = case.told(&[A], || child(whereabouts));
+    for kept in &kept {
+        std::fs::remove_file(kept)?;
+    }
+    reloaded?;
+    same(place?, A.to_string())
+}
+
 /// `Err` unless nothing of ours is in the bpf file system.
 fn is_clean(host: &Host) -> Res {
     let ours = host.bpffs.join("vserver");
@@ -124,11 +141,11 @@ fn unloads(case: &Case<'_>, host: &Host) -> Res {
 /// More processes at once than the table has places for.
 fn overflows(case: &Case<'_>, host: &Host) -> Res {
     let small = tempfile::NamedTempFile::new()?;
-    std::fs::write(small.path(), "1024\n")?;
+    std::fs::write(small.path(), "256\n")?;
     let host = Host { threads_max: small.path().into(), ..host.clone() };
     load(&host, &objects::IPV4ROOT).map_err(other)?;
     let places = roots(&host)?.capacity;
-    same(places, 1280)?;
+    same(places, 320)?;
     let said = case.told(&[A], || {
         let mut all = raw::crowd(places + 100, || whereabouts().unwrap_or_else(|error| error.to_string()))?;
         all.retain(|place| *place != A.to_string());

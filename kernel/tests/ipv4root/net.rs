@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::Command;
+use std::time::Duration;
 
 use crate::raw;
 
@@ -57,6 +58,13 @@ impl Net {
             ip(&format!("-6 address add {PEER6}/64 dev v1 nodad"))?;
             ip("link set v1 up")
         })?;
+        // What is sent before the link has come up is lost.
+        for _ in 0..50 {
+            let knock = TcpStream::connect_timeout(&at(PEER, 9), Duration::from_millis(100));
+            if knock.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+                break;
+            }
+        }
         // Ping sockets for everybody, as distributions have it.
         std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")?;
         std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", "3")?;
