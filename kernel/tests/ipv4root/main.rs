@@ -11,6 +11,7 @@
 mod case;
 mod laws;
 mod life;
+mod more;
 mod net;
 mod raw;
 mod state;
@@ -24,9 +25,9 @@ const GROUPS: &[(&str, &[Law])] = &[
     ("bind", laws::BIND),
     ("listen", laws::LISTEN),
     ("client", laws::CLIENT),
-    ("IPv6", laws::IPV6),
-    ("raw", laws::RAW),
-    ("broadcast", laws::BROADCASTS),
+    ("IPv6", more::IPV6),
+    ("raw", more::RAW),
+    ("broadcast", more::BROADCASTS),
     ("state", state::LAWS),
 ];
 
