@@ -170,7 +170,7 @@ fn the_link_ceiling_costs_no_name() {
     // ext4 takes 65,000 links of an inode; the store has one, and a guest's 64,998 make 64,999.
     const LINKS: usize = 64_998;
     let disk = fixtures::need!(NAME, LoopFs::ext4(64 << 20));
-    let one = Manifest::parse("f usr/file 644 0:0 @1000000000.5 *9000:1").unwrap();
+    let one = Manifest::parse("f usr/file 644 @1000000000.5 *9000:1").unwrap();
     let mut world = World::new(disk.path(), &vec![one; 4]);
     let many = world.guests[0].join("usr");
     for n in 1..LINKS {
@@ -273,7 +273,7 @@ f usr/0.1 "mine"
 /// A file outside of every guest that looks exactly as the guests' own.
 fn outside(world: &World) -> (PathBuf, Snapshot) {
     let outside = world.base.join("outside");
-    Manifest::parse("f a 644 0:0 @1000000000 *5000:1\n").unwrap().write(&outside).unwrap();
+    Manifest::parse("f a 644 @1000000000 *5000:1\n").unwrap().write(&outside).unwrap();
     let snapshot = Snapshot::take(&outside).unwrap();
     (outside, snapshot)
 }
@@ -283,7 +283,7 @@ fn untouched(outside: &Path, before: &Snapshot) {
     assert_eq!(before.diff_with(&Snapshot::take(outside).unwrap(), compare), [""; 0]);
 }
 
-const SWAPPED: &str = "d usr/dir 755\nf usr/dir/a 644 0:0 @1000000000 *5000:1\n";
+const SWAPPED: &str = "d usr/dir 755\nf usr/dir/a 644 @1000000000 *5000:1\n";
 
 #[test]
 fn a_file_swapped_for_a_symlink_is_not_followed() {
@@ -421,7 +421,7 @@ fn a_group_of_links_moves_as_a_whole_or_not_at_all() {
 
 #[test]
 fn a_corrupt_object_does_not_spread() {
-    let file = "f usr/a 644 0:0 @1000000000 \"good content\"\n";
+    let file = "f usr/a 644 @1000000000 \"good content\"\n";
     let (_place, mut world) = world(&[file, file, file]);
     let third = world.guests.pop().unwrap();
     world.unify(&REAL).unwrap();
