@@ -286,6 +286,18 @@ int task_newtask__blind(__u64 *ctx)
 	return 0;
 }
 
+/* Somebody looks it up in /proc: there a number is told that could not be read when the task was made. */
+SEC("lsm/task_to_inode")
+int task_to_inode(__u64 *ctx)
+{
+	struct task_struct *task = (void *)ctx[0];
+	struct vs_task *entry = vs_task_of(task);
+
+	if (entry && entry->tgid == 0)
+		entry->tgid = task->tgid;
+	return 0;
+}
+
 SEC("lsm/task_free")
 int task_free(__u64 *ctx)
 {
