@@ -127,6 +127,12 @@ impl Notes {
         }
     }
 
+    /// How many files were left alone for a reason so far.
+    pub fn count(&self, why: Skip) -> u64 {
+        let notes = self.skipped.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        notes.0.get(why.name()).copied().unwrap_or(0)
+    }
+
     /// Counts by short name, and the first of each kind.
     pub fn into_parts(self) -> (BTreeMap<&'static str, u64>, Vec<Skipped>) {
         self.skipped.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)

@@ -14,7 +14,7 @@ use crate::guest::Guest;
 use crate::hash::identify;
 use crate::judge::Judge;
 use crate::maintain::put_aside;
-use crate::notes::{Count, Notes, Skipped, Surroundings};
+use crate::notes::{Count, Notes, Skip, Skipped, Surroundings};
 use crate::objects::Objects;
 use crate::plan::{Plan, Planner, Size, is_intact};
 use crate::walk::{self, Walk};
@@ -331,6 +331,7 @@ impl Run<'_, '_> {
             "not_done": report.done.not_done,
             "freed": report.done.freed,
             "taken": report.done.taken,
+            "strays": notes.count(Skip::Stray),
         });
         let undoes = if end == RunEnd::Complete { undoes } else { &[] };
         self.journal.end(run, end, &summary.to_string(), undoes)?;

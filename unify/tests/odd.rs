@@ -430,6 +430,8 @@ fn a_stray_tag_is_told() {
     let report = world.unify(&REAL).unwrap();
     assert_eq!((skipped(&report, "stray"), skipped(&report, "marked")), (1, 1), "{report:?}");
     assert!(!report.has_failures() && world.shares("usr/none") && !world.shares("usr/tagged"), "{report:?}");
+    let (store, journal) = world.open(&REAL).unwrap();
+    assert_eq!(unify::maintain::status(&store, Some(&journal)).unwrap().strays, 1);
     run("chattr", &["-AS".as_ref(), world.guests[1].join("usr/tagged").as_os_str()]);
 }
 

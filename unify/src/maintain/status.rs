@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use kernel::{Dir, EntryBuffer, Kind, Offer, Seal, Stat};
 use rayon::prelude::*;
-use store::journal::{Journal, Run};
+use store::journal::{Journal, Run, RunKind};
 use store::{ObjectName, Store};
 
 use super::quarantine::{Kept, kept};
@@ -45,19 +45,29 @@ pub struct Status {
     pub protection: Vec<Offer>,
     /// All runs, oldest first.
     pub runs: Vec<Run>,
+    /// Files of guests that the last run found tagged like sealed ones though they are no objects.
+    pub strays: u64,
 }
 
 /// Looks at a store.
 pub fn status(store: &Store, journal: Option<&Journal>) -> Result<Status> {
     let (all, free, _) =
         store.dir().space().map_err(store::Error::at("ask for the space of", store.path()))?;
+    let runs = journal.map(Journal::runs).transpose()?.unwrap_or_default();
     Ok(Status {
+        strays: runs.iter().rev().filter(|run| run.kind == RunKind::Unify).find_map(strays).unwrap_or(0),
         objects: survey(store)?,
         quarantine: kept(store)?,
         space: (all, free),
         protection: kernel::probe(store.sample()),
-        runs: journal.map(Journal::runs).transpose()?.unwrap_or_default(),
+        runs,
     })
+}
+
+/// What a run that looked for them has noted.
+fn strays(run: &Run) -> Option<u64> {
+    let summary: serde_json::Value = serde_json::from_str(run.summary.as_deref()?).ok()?;
+    summary.get("strays")?.as_u64()
 }
 
 fn survey(store: &Store) -> Result<Objects> {

@@ -56,6 +56,16 @@ pub(crate) fn status(setting: &Setting<'_>, args: &StatusArgs) -> Result<Exit, P
             out.warn(&Problem::new(text).at(store.path()).cure("run vstore scrub --repair, or vunify"));
         }
     }
+    if status.strays > 0 {
+        let text = format!(
+            "{} files of guests are tagged like sealed ones (chattr +A +S) and are no objects: nobody in a guest can \
+             change them",
+            Count(status.strays)
+        );
+        out.warn(
+            &Problem::new(text).at(store.path()).cure("vunify --verbose names them; chattr -A or -S them"),
+        );
+    }
     if !status.runs.is_empty() {
         out.line(|| "\nLast runs");
         show_runs(setting, status.runs.iter().rev().take(LAST_RUNS));
