@@ -63,7 +63,7 @@ pub(crate) const LINK_INVERT_LEAVES_OPEN: &str =
     "a boot without the programs; the raw disk; root of guests in context 0 with CAP_LINUX_IMMUTABLE";
 
 /// What is better than the eBPF provider.
-const BETTER: &str = "boot a kernel with the vserver patch, which leaves nothing open";
+const BETTER: &str = "boot a kernel with the vserver patch (make kernel), which leaves less open";
 
 /// Asks about every feature. `sample` is open on the file system that link-invert is wanted for; without one it
 /// counts as had wherever it is loaded.
