@@ -52,7 +52,7 @@ impl Provider {
     fn start(self) -> Result<(), String> {
         match self {
             Self::None | Self::Immutable | Self::Patch => Ok(()),
-            Self::Bpf => load_programs(),
+            Self::Bpf => load_programs(kernel::bpf::objects::ALL),
             Self::PatchTag => {
                 let switch = "/proc/sys/fs/vserver/honour_tag";
                 std::fs::write(switch, "1").map_err(|error| format!("{switch}: {error}"))
@@ -62,9 +62,9 @@ impl Provider {
 }
 
 /// Loads link-invert, unless an earlier run on this machine has, and puts every file system into its scope.
-pub(crate) fn load_programs() -> Result<(), String> {
+pub(crate) fn load_programs(wanted: &[&'static kernel::bpf::Object]) -> Result<(), String> {
     let host = kernel::bpf::Host::default();
-    for object in kernel::bpf::objects::ALL {
+    for object in wanted {
         kernel::bpf::load(&host, object).map_err(|error| error.to_string())?;
     }
     for (_, _, mount) in mounts() {

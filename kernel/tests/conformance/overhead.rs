@@ -10,12 +10,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use fixtures::vm::Vm;
+use kernel::bpf::{Object, objects};
 use kernel::{Protection, Seal};
 
 use crate::agent;
 use crate::raw;
 
-/// What `open` may cost more, as a ratio.
+/// What `open` may cost more with link-invert loaded, as a ratio.
 const LIMIT: f64 = 1.03;
 const ROUNDS: usize = 5;
 
@@ -80,7 +81,7 @@ fn measure() -> Vec<u128> {
     CALLS.iter().map(|&(_, times, call)| best(times, call)).collect()
 }
 
-/// Runs in the machine and prints `call<TAB>without<TAB>with`.
+/// Runs in the machine and prints `call<TAB>without<TAB>with link-invert<TAB>with all`.
 #[allow(clippy::print_stdout)] // its output is its result
 pub(crate) fn agent() -> Result<(), String> {
     agent::prepare()?;
@@ -88,18 +89,24 @@ pub(crate) fn agent() -> Result<(), String> {
         std::fs::write(path, [0; 4096]).map_err(|error| error.to_string())?;
     }
     let off = measure();
-    // In a child: what loading leaves in memory would make every later fork dearer.
-    match raw::in_child(120, || agent::load_programs().err().unwrap_or_default()) {
-        raw::Ended::Said(fault) if fault.is_empty() => {}
-        ended => return Err(format!("loading: {ended:?}")),
-    }
+    load(&[&objects::LINK_INVERT])?;
     let sealed = kernel::File::from(raw::open(SEALED, libc::O_RDONLY).map_err(crate::case::spell)?);
     kernel::Real.seal(&sealed, Seal::Bpf).map_err(crate::case::spell)?;
     let on = measure();
-    for (((name, _, _), off), on) in CALLS.iter().zip(off).zip(on) {
-        println!("{name}\t{off}\t{on}");
+    load(objects::ALL)?;
+    let all = measure();
+    for ((((name, _, _), off), on), all) in CALLS.iter().zip(off).zip(on).zip(all) {
+        println!("{name}\t{off}\t{on}\t{all}");
     }
     Ok(())
+}
+
+/// In a child: what loading leaves in memory would make every later fork dearer.
+fn load(wanted: &[&'static Object]) -> Result<(), String> {
+    match raw::in_child(120, || agent::load_programs(wanted).err().unwrap_or_default()) {
+        raw::Ended::Said(fault) if fault.is_empty() => Ok(()),
+        ended => Err(format!("loading: {ended:?}")),
+    }
 }
 
 /// A measured call.
@@ -108,7 +115,10 @@ pub(crate) struct Cost {
     kernel: String,
     call: String,
     off: f64,
+    /// With link-invert.
     on: f64,
+    /// With contexts and IPv4 roots besides.
+    all: f64,
 }
 
 /// Boots the machine, whose clock must count instructions, and measures.
@@ -118,8 +128,9 @@ pub(crate) fn costs(vm: &Vm, share: &Path, kernel: &str) -> Result<Vec<Cost>, St
         vm.run(share, &format!("exec {} overhead", program.display())).map_err(|error| error.to_string())?;
     let parse = |line: &str| {
         let mut fields = line.split('\t');
-        let (call, off, on) = (fields.next()?.to_owned(), fields.next()?, fields.next()?);
-        Some(Cost { kernel: kernel.to_owned(), call, off: off.parse().ok()?, on: on.parse().ok()? })
+        let call = fields.next()?.to_owned();
+        let mut number = || fields.next()?.parse().ok();
+        Some(Cost { kernel: kernel.to_owned(), call, off: number()?, on: number()?, all: number()? })
     };
     let costs: Vec<_> = done.output.lines().filter_map(parse).collect();
     if done.status == 0 && costs.len() == CALLS.len() {
@@ -134,16 +145,18 @@ pub(crate) const HEADING: &str = "## overhead";
 /// The section of the file.
 pub(crate) fn render(costs: &[Cost]) -> String {
     let mut text = format!(
-        "{HEADING}\n\nInstructions of a call on ext4 without the programs and with them, user and kernel together.\n\n\
-         | kernel | call | without | with | ratio |\n|---|---|---:|---:|---:|\n"
+        "{HEADING}\n\nInstructions of a call on ext4 without the programs, with link-invert, and with contexts and IPv4\n\
+         roots besides; user and kernel together.\n\n\
+         | kernel | call | without | link-invert | ratio | all | ratio |\n|---|---|---:|---:|---:|---:|---:|\n"
     );
-    for Cost { kernel, call, off, on } in costs {
-        writeln!(text, "| {kernel} | {call} | {off} | {on} | {:.3} |", on / off).ok();
+    for Cost { kernel, call, off, on, all } in costs {
+        let (ratio, both) = (on / off, all / off);
+        writeln!(text, "| {kernel} | {call} | {off} | {on} | {ratio:.3} | {all} | {both:.3} |").ok();
     }
     text
 }
 
-/// Opens that cost more than they may.
+/// Opens that link-invert makes dearer than it may.
 pub(crate) fn too_dear(costs: &[Cost]) -> Vec<String> {
     let dear = costs.iter().filter(|cost| cost.call.starts_with("open") && cost.on / cost.off > LIMIT);
     dear.map(|cost| format!("{cost:?}: more than {LIMIT}")).collect()
