@@ -10,7 +10,7 @@ use kernel::{Errno, Protection, Seal};
 use crate::case::{Cell, Place, spell};
 use crate::laws::{self, Laws};
 use crate::matrix::{Finding, NOWHERE};
-use crate::raw;
+use crate::{raw, roots};
 
 /// What stands behind a seal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +132,7 @@ pub(crate) fn agent(arguments: &[String]) -> Result<(), String> {
         if !after_reboot && matches!(provider, Provider::None | Provider::Bpf | Provider::Patch) {
             try_contexts(column, provider, started.as_ref().err());
             try_processes(column, provider, started.as_ref().err());
+            roots::try_roots(column, provider, started.as_ref().err());
         }
     }
     raw::call(libc::SYS_sync, &[]).ok();
@@ -146,10 +147,10 @@ fn unusable(provider: Provider, fs: FsKind, started: &Result<(), String>) -> Opt
     started.as_ref().err().cloned()
 }
 
-type Found = (&'static str, &'static str, Cell);
+pub(crate) type Found = (&'static str, &'static str, Cell);
 
 /// Whether a law or its group is asked for: several words are separated by commas.
-fn is_wanted(group: &str, law: &str) -> bool {
+pub(crate) fn is_wanted(group: &str, law: &str) -> bool {
     let Ok(only) = std::env::var("CONFORMANCE_ONLY") else { return true };
     only.split(',').any(|word| group.contains(word) || law.contains(word))
 }
@@ -221,7 +222,7 @@ fn reboot_finding(place: &Place, provider: Provider, why_not: Option<String>) ->
 }
 
 #[allow(clippy::print_stdout)] // an agent's findings are its output
-fn report(column: &str, fs: &str, findings: Vec<Found>) {
+pub(crate) fn report(column: &str, fs: &str, findings: Vec<Found>) {
     let mut text = String::new();
     for (group, law, cell) in findings {
         let (column, fs) = (column.to_owned(), fs.to_owned());

@@ -8,9 +8,9 @@ use fixtures::loopfs::FsKind;
 use fixtures::vm::{Kernel, Vm};
 use fixtures::{Skip, require_command, require_root};
 
-use crate::agent::Provider;
+use crate::agent::{Provider, is_wanted as is_wanted_law};
 use crate::laws;
-use crate::matrix::{self, Finding, HASH_LINE, Kept, Matrix};
+use crate::matrix::{self, Finding, HASH_LINE, HOST_COLUMN, Kept, Matrix};
 use crate::overhead::{self, Cost};
 
 /// A kernel, and the columns that it gives.
@@ -21,7 +21,11 @@ struct Boot {
 
 const PATCHED: &str = "patched 6.12";
 
+/// In place of a kernel to boot: the machine itself.
+const HOST: &str = "host";
+
 const BOOTS: &[Boot] = &[
+    Boot { kernel: HOST, columns: &[(HOST_COLUMN, Provider::Bpf)] },
     Boot { kernel: "6.1", columns: &[("none 6.1", Provider::None), ("bpf 6.1", Provider::Bpf)] },
     Boot {
         kernel: "6.12",
@@ -39,11 +43,11 @@ const BOOTS: &[Boot] = &[
 
 const INTRO: &str = "# Conformance
 
-What each provider of link-invert keeps, law by law. This file is written by the suite
+What each provider keeps, law by law. This file is written by the suite
 (`CONFORMANCE_UPDATE=1 cargo test -p kernel --test conformance`), and a cell that gets worse fails it.
 
 `✓` the law holds, `✗` it does not, `–` it could not be tried; three marks are ext4, xfs and btrfs in that
-order. What is `✗` or `–` and not explained by the column is listed below its table.
+order, or one for all. What is `✗` or `–` and not explained by the column is listed below its table.
 
 | column | what stands behind the seal |
 |---|---|
@@ -52,6 +56,7 @@ order. What is `✗` or `–` and not explained by the column is listed below it
 | bpf | the eBPF programs, on Debian's stock kernels |
 | patch | the patched kernel, with its own flag |
 | patch-tag | the patched kernel, honouring the eBPF provider's tag |
+| host | the eBPF programs that the machine which wrote this file can load itself, `–` for the others; the laws of files and contexts are tried in virtual machines only |
 
 ";
 
@@ -71,10 +76,13 @@ pub(crate) fn suite() -> Result<(), String> {
     let kept = Kept::parse(&std::fs::read_to_string(&file).unwrap_or_default());
     let hash = hash_of_patch()?;
     let boots: Vec<_> = BOOTS.iter().filter(|boot| is_wanted(boot, &kept, &hash)).collect();
-    let ran: Vec<_> = std::thread::scope(|scope| {
+    // The machine itself before others make it slow.
+    let (itself, boots): (Vec<_>, Vec<_>) = boots.into_iter().partition(|boot| boot.kernel == HOST);
+    let mut ran: Vec<_> = itself.into_iter().map(|boot| findings_of(boot)).collect();
+    ran.extend(std::thread::scope(|scope| {
         let threads: Vec<_> = boots.iter().map(|boot| scope.spawn(|| findings_of(boot))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("a boot panicked")).collect()
-    });
+        threads.into_iter().map(|thread| thread.join().expect("a boot panicked")).collect::<Vec<_>>()
+    }));
     let (mut matrix, mut costs) = (Matrix::default(), Vec::new());
     for findings in ran {
         match findings {
@@ -148,7 +156,7 @@ fn is_wanted(boot: &Boot, kept: &Kept, hash: &str) -> bool {
 /// Of everything that the patched kernel's columns come from.
 fn hash_of_patch() -> Result<String, String> {
     let mut files = Vec::new();
-    for part in ["patch", "tests/conformance"] {
+    for part in ["patch", "tests/conformance", "tests/ipv4root"] {
         gather(&crate_dir().join(part), &mut files);
     }
     files.sort();
@@ -189,6 +197,9 @@ impl From<String> for Trouble {
 /// Boots twice, the second time only to see what the first has left; and once more to measure.
 fn findings_of(boot: &Boot) -> Result<(Vec<Finding>, Vec<Cost>), Trouble> {
     let start = Instant::now();
+    if boot.kernel == HOST {
+        return Ok((machine_itself()?, Vec::new()));
+    }
     let kernel = kernel_of(boot)?;
     let share = tempfile::tempdir().map_err(|error| error.to_string())?;
     let disks = FsKind::ALL
@@ -197,7 +208,9 @@ fn findings_of(boot: &Boot) -> Result<(Vec<Finding>, Vec<Cost>), Trouble> {
         .collect::<Result<_, _>>()?;
     let vm = Vm { disks, memory: 2048, limit: Duration::from_mins(12), ..Vm::new(kernel) };
     let mut findings = agent(&vm, share.path(), "before", boot)?;
-    findings.extend(agent(&vm, share.path(), "after", boot)?);
+    if is_wanted_law(laws::REBOOT, laws::REBOOT_LAW) {
+        findings.extend(agent(&vm, share.path(), "after", boot)?);
+    }
     let mut costs = Vec::new();
     if boot.columns.iter().any(|(_, provider)| *provider == Provider::Bpf) && is_measured() {
         let vm = Vm { counted: true, ..vm };
@@ -205,6 +218,16 @@ fn findings_of(boot: &Boot) -> Result<(Vec<Finding>, Vec<Cost>), Trouble> {
     }
     eprintln!("conformance: {} in {} s", boot.kernel, start.elapsed().as_secs());
     Ok((findings, costs))
+}
+
+fn machine_itself() -> Result<Vec<Finding>, String> {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let done = Command::new(program).arg(HOST).output().map_err(|error| error.to_string())?;
+    let [said, why] = [done.stdout, done.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    if done.status.success() {
+        return Ok(said.lines().filter_map(Finding::parse).collect());
+    }
+    Err(format!("on the machine itself: {}\n{said}{why}", done.status))
 }
 
 fn kernel_of(boot: &Boot) -> Result<Kernel, Trouble> {

@@ -1,7 +1,7 @@
 //! The conformance suite: one table of laws, held against every provider of every kernel at hand.
 //!
-//! On the host it boots kernels in QEMU, and in there runs itself again as an agent. What came out is
-//! compared with `kernel/CONFORMANCE.md`: a cell that got worse fails the test.
+//! On the host it boots kernels in QEMU, and in there runs itself again as an agent; what the machine itself can
+//! load is tried there, too. What came out is compared with `kernel/CONFORMANCE.md`: a cell that got worse fails the test.
 //!
 //! - `CONFORMANCE_UPDATE=1` writes the matrix instead.
 //! - `CONFORMANCE_COLUMNS=bpf` runs only the columns whose names contain that word.
@@ -16,10 +16,13 @@
 mod agent;
 mod case;
 mod host;
+#[path = "../ipv4root/mod.rs"]
+mod ipv4root;
 mod laws;
 mod matrix;
 mod overhead;
 mod raw;
+mod roots;
 mod stage;
 
 use std::process::ExitCode;
@@ -29,6 +32,9 @@ fn main() -> ExitCode {
     let result = match arguments.first().map(String::as_str) {
         Some("overhead") => overhead::agent(),
         Some("agent") => agent::agent(&arguments[1..]),
+        Some("host") => roots::host_agent(),
+        Some("ipv4root") => roots::agent(&arguments[1..]),
+        Some(ipv4root::WHEREABOUTS) => return ipv4root::whereabouts(),
         Some("--list") => return ExitCode::SUCCESS,
         _ => host::suite(),
     };

@@ -5,10 +5,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use kernel::{Bpf, Contexts, Ipv4Root};
+use kernel::Ipv4Root;
 
-use crate::net::{NET_BROADCAST, Net};
-use crate::raw;
+use crate::ipv4root::net::{NET_BROADCAST, Net};
+use crate::ipv4root::raw;
 
 /// Something that has to hold.
 #[derive(Clone, Copy)]
@@ -16,6 +16,19 @@ pub(crate) struct Law {
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
     pub(crate) run: fn(&Case<'_>) -> Res,
+    /// Why it is no law for the patched kernel.
+    pub(crate) unpatched: Option<&'static str>,
+}
+
+/// Who enforces roots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Who {
+    /// Nobody: laws are tried by guests that have none.
+    Nobody,
+    /// The eBPF programs.
+    Bpf,
+    /// The patched kernel.
+    Patch,
 }
 
 /// What is to be seen without any program.
@@ -29,11 +42,16 @@ pub(crate) enum Kind {
 
 impl Law {
     pub(crate) const fn enforced(name: &'static str, run: fn(&Case<'_>) -> Res) -> Self {
-        Self { name, kind: Kind::Enforced, run }
+        Self { name, kind: Kind::Enforced, run, unpatched: None }
     }
 
     pub(crate) const fn neutral(name: &'static str, run: fn(&Case<'_>) -> Res) -> Self {
-        Self { name, kind: Kind::Neutral, run }
+        Self { name, kind: Kind::Neutral, run, unpatched: None }
+    }
+
+    /// It states a limit of the programs that the patched kernel does not have.
+    pub(crate) const fn of_programs(self, why: &'static str) -> Self {
+        Self { unpatched: Some(why), ..self }
     }
 }
 
@@ -60,7 +78,7 @@ impl From<io::Error> for Fault {
 macro_rules! ensure {
     ($condition:expr, $($words:tt)*) => {
         if !$condition {
-            return Err($crate::case::Fault::Broken(format!($($words)*)));
+            return Err($crate::ipv4root::case::Fault::Broken(format!($($words)*)));
         }
     };
 }
@@ -68,10 +86,16 @@ macro_rules! ensure {
 /// `Err` unless the call was refused with this errno.
 #[track_caller]
 pub(crate) fn refused<T>(call: io::Result<T>, errno: i32) -> Res {
+    refused_by(call, &[errno])
+}
+
+/// `Err` unless the call was refused with one of these errnos: providers ask at different places.
+#[track_caller]
+pub(crate) fn refused_by<T>(call: io::Result<T>, errnos: &[i32]) -> Res {
     let line = std::panic::Location::caller().line();
     match call {
-        Err(error) if error.raw_os_error() == Some(errno) => Ok(()),
-        Err(error) => Err(Fault::Broken(format!("line {line}: {error}, not errno {errno}"))),
+        Err(error) if error.raw_os_error().is_some_and(|errno| errnos.contains(&errno)) => Ok(()),
+        Err(error) => Err(Fault::Broken(format!("line {line}: {error}, not one of {errnos:?}"))),
         Ok(_) => Err(Fault::Broken(format!("line {line}: went through"))),
     }
 }
@@ -86,6 +110,8 @@ pub(crate) fn same<T: PartialEq + std::fmt::Debug>(seen: T, wanted: T) -> Res {
 
 /// How long nothing has to come before it is taken for nothing.
 pub(crate) const SILENCE: Duration = Duration::from_millis(250);
+/// How long is waited for what has to come; virtual machines are slow.
+pub(crate) const LONG: Duration = Duration::from_secs(3);
 /// Seconds until something that hangs is given up.
 const PATIENCE: u32 = 60;
 
@@ -93,8 +119,8 @@ const PATIENCE: u32 = 60;
 #[derive(Debug)]
 pub(crate) struct Case<'a> {
     pub(crate) net: &'a Net,
-    /// Without programs, guests are not confined: the control.
-    pub(crate) control: bool,
+    /// With nobody, guests are not confined: the control.
+    pub(crate) who: Who,
 }
 
 /// Gives the caller a root, by the door that everybody uses.
@@ -104,13 +130,13 @@ pub(crate) fn confine(addresses: &[Ipv4Addr]) -> io::Result<()> {
 
 pub(crate) fn confine_with(addresses: &[Ipv4Addr], broadcast: Ipv4Addr) -> io::Result<()> {
     let root = Ipv4Root::new(addresses.to_vec(), broadcast).expect("1 to 16 addresses");
-    Bpf::default().set_ipv4root(&root).map_err(io::Error::other)
+    kernel::contexts().set_ipv4root(&root).map_err(io::Error::other)
 }
 
 impl Case<'_> {
     /// Confines the caller, but in the control.
     pub(crate) fn confine(&self, addresses: &[Ipv4Addr]) -> io::Result<()> {
-        if self.control { Ok(()) } else { confine(addresses) }
+        if self.who == Who::Nobody { Ok(()) } else { confine(addresses) }
     }
 
     /// The socket that a guest makes. The guest has ended when this returns.
@@ -130,7 +156,7 @@ impl Case<'_> {
         job: impl FnOnce() -> io::Result<T>,
     ) -> io::Result<OwnedFd> {
         let mut child = raw::fork(PATIENCE, || {
-            let confined = if self.control { Ok(()) } else { confine_with(addresses, broadcast) };
+            let confined = if self.who == Who::Nobody { Ok(()) } else { confine_with(addresses, broadcast) };
             let made = confined.and_then(|()| job());
             words(made.map(Into::into).map(|fd: OwnedFd| std::mem::ManuallyDrop::new(fd).as_raw_fd()))
         })?;

@@ -4,16 +4,17 @@ use std::io;
 
 use kernel::bpf::{Host, Roots, load, objects, reload, unload};
 
-use crate::case::{Case, Res, child, same};
 use crate::ensure;
-use crate::net::{A, Net};
-use crate::raw;
-use crate::state::whereabouts;
+use crate::ipv4root::case::{Case, Res, Who, child, same};
+use crate::ipv4root::net::{A, Net};
+use crate::ipv4root::raw;
+use crate::ipv4root::state::whereabouts;
 
-type Stage = fn(&Case<'_>, &Host) -> Res;
+/// What is done to the programs, and what has to come of it.
+pub(crate) type Stage = fn(&Case<'_>, &Host) -> Res;
 
 /// In this order; the programs are loaded at the beginning and are not at the end.
-const STAGES: &[(&str, Stage)] = &[
+pub(crate) const STAGES: &[(&str, Stage)] = &[
     ("what has ended is forgotten", forgets),
     ("a reload keeps the roots of those who run", reloads),
     ("while a reload runs, old and new programs agree", agrees),
@@ -22,16 +23,12 @@ const STAGES: &[(&str, Stage)] = &[
     ("without a cgroup v2 hierarchy the load says so, and leaves nothing", no_cgroups),
 ];
 
-/// Tries all, and returns what went wrong.
-pub(crate) fn all(net: &Net, host: &Host) -> Vec<String> {
-    let case = Case { net, control: false };
-    let mut faults = Vec::new();
-    for (name, stage) in STAGES {
-        let done = stage(&case, host);
-        println!("{:10} {:6} {name}", "life", if done.is_ok() { "holds" } else { "BROKEN" });
-        faults.extend(done.err().map(|fault| format!("life: {name}: {fault:?}")));
+/// Tries all that are asked for, and says what came of each.
+pub(crate) fn all(net: &Net, host: &Host, wanted: fn(&str) -> bool, tell: &mut dyn FnMut(&'static str, Res)) {
+    let case = Case { net, who: Who::Bpf };
+    for (name, stage) in STAGES.iter().filter(|(name, _)| wanted(name)) {
+        tell(name, stage(&case, host));
     }
-    faults
 }
 
 fn other<E: std::fmt::Display>(error: E) -> io::Error {

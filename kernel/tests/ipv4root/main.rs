@@ -1,43 +1,24 @@
-//! IPv4 roots, held to a table of laws with real sockets, in network namespaces of its own.
+//! The laws of IPv4 roots, tried on the machine itself. `kernel/CONFORMANCE.md` has them for other kernels.
 //!
-//! Each law is tried twice: without programs, where it has to be seen not to hold, and with them. They are
-//! attached to the whole machine, but concern only those who have a root; they are pinned in a bpf file system
-//! that goes with this process, however it ends.
+//! Each law is tried twice: without a root, where it has to be seen not to hold, and with one, which the patched
+//! kernel gives or else the eBPF programs.
 //!
 //! - `IPV4ROOT_ONLY=word` runs the laws whose names contain the word.
 #![allow(clippy::disallowed_methods)] // the files are the suite's own
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a test without the harness reports by itself
 
-mod case;
-mod laws;
-mod life;
-mod more;
-mod net;
-mod raw;
-mod state;
+#[path = "mod.rs"]
+mod ipv4root;
 
 use std::process::ExitCode;
 
-use case::{Case, Fault, Kind, Law};
-use kernel::bpf::{Host, objects};
-
-const GROUPS: &[(&str, &[Law])] = &[
-    ("bind", laws::BIND),
-    ("listen", laws::LISTEN),
-    ("client", laws::CLIENT),
-    ("IPv6", more::IPV6),
-    ("raw", more::RAW),
-    ("broadcast", more::BROADCASTS),
-    ("state", state::LAWS),
-];
+use ipv4root::{Mark, Trouble, Who};
+use kernel::bpf::objects;
 
 fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         Some("--list") => return ExitCode::SUCCESS,
-        Some("whereabouts") => {
-            println!("{}", state::whereabouts().unwrap_or_else(|error| error.to_string()));
-            return ExitCode::SUCCESS;
-        }
+        Some(ipv4root::WHEREABOUTS) => return ipv4root::whereabouts(),
         _ => {}
     }
     if let Err(skip) = fixtures::require_root().and_then(|()| fixtures::require_command("ip")) {
@@ -58,67 +39,30 @@ fn main() -> ExitCode {
 }
 
 fn suite() -> Result<(), String> {
-    let net = net::Net::make().map_err(|error| error.to_string())?;
-    let place = tempfile::tempdir().map_err(|error| error.to_string())?;
-    raw::mount_bpf(place.path()).map_err(|error| format!("bpf file system: {error}"))?;
-    let host = Host { bpffs: place.path().into(), ..Host::default() };
-    let mut faults = controls(&net);
-    match kernel::bpf::load(&host, &objects::IPV4ROOT) {
-        Ok(_) => {}
-        Err(error @ kernel::bpf::BpfError::Refused { .. }) => {
-            fixtures::skip::note("ipv4root", &fixtures::Skip::kernel(error).0);
-            return Ok(());
-        }
-        Err(error) => return Err(error.to_string()),
+    let who = if kernel::Patch::find().is_ok() { Who::Patch } else { Who::Bpf };
+    if !ipv4root::names().any(|(name, _)| is_wanted(name)) {
+        return Err("no law has such a name".into());
     }
-    faults.extend(trials(&net));
-    faults.extend(life::all(&net, &host));
-    if faults.is_empty() {
-        return Ok(());
-    }
-    Err(format!("{} faults:\n{}", faults.len(), faults.join("\n")))
-}
-
-/// All laws that were asked for.
-fn wanted() -> impl Iterator<Item = (&'static str, &'static Law)> {
-    let only = std::env::var("IPV4ROOT_ONLY").unwrap_or_default();
-    let all = GROUPS.iter().flat_map(|(group, laws)| laws.iter().map(move |law| (*group, law)));
-    all.filter(move |(_, law)| law.name.contains(&only))
-}
-
-/// Without programs no law may hold, or it would prove nothing.
-fn controls(net: &net::Net) -> Vec<String> {
-    let case = Case { net, control: true };
     let mut faults = Vec::new();
-    for (group, law) in wanted() {
-        match (law.attempt(&case), law.kind) {
-            (Err(Fault::Broken(_)), Kind::Enforced) | (Ok(()), Kind::Neutral) | (Err(Fault::Lacks(_)), _) => {
-            }
-            (Ok(()), Kind::Enforced) => faults.push(format!("{group}: {}: proves nothing", law.name)),
-            (Err(Fault::Broken(why)), Kind::Neutral) => {
-                faults.push(format!("{group}: {}: without programs, too: {why}", law.name));
-            }
+    let tried = ipv4root::attempt(who, true, is_wanted, |name, mark| match mark {
+        Mark::Holds => println!("holds   {name}"),
+        Mark::Skipped(why) => fixtures::skip::note(&format!("ipv4root: {name}"), &format!("kernel: {why}")),
+        Mark::Broken(why) => {
+            println!("BROKEN  {name}");
+            faults.push(format!("{name}: {why}"));
         }
+    });
+    match tried {
+        Ok(()) if faults.is_empty() => Ok(()),
+        Ok(()) => Err(format!("{} faults:\n{}", faults.len(), faults.join("\n"))),
+        Err(Trouble::Refused(why)) => {
+            fixtures::skip::note("ipv4root", &fixtures::Skip::kernel(why).0);
+            Ok(())
+        }
+        Err(Trouble::Fault(why)) => Err(why),
     }
-    faults
 }
 
-fn trials(net: &net::Net) -> Vec<String> {
-    let case = Case { net, control: false };
-    let mut faults = Vec::new();
-    for (group, law) in wanted() {
-        let mark = match law.attempt(&case) {
-            Ok(()) => "holds".to_owned(),
-            Err(Fault::Lacks(what)) => {
-                fixtures::skip::note(&format!("ipv4root: {}", law.name), &format!("kernel: no {what}"));
-                continue;
-            }
-            Err(Fault::Broken(why)) => {
-                faults.push(format!("{group}: {}: {why}", law.name));
-                "BROKEN".to_owned()
-            }
-        };
-        println!("{group:10} {mark:6} {}", law.name);
-    }
-    faults
+fn is_wanted(law: &str) -> bool {
+    std::env::var("IPV4ROOT_ONLY").map_or(true, |only| law.contains(&only))
 }

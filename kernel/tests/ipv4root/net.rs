@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::raw;
+use crate::ipv4root::raw;
 
 /// The host's own address, from which everything leaves that is not told otherwise.
 pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);

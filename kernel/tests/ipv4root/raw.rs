@@ -250,6 +250,20 @@ pub(crate) fn option_bytes(
     check(unsafe { libc::setsockopt(fd, level, which, value.as_ptr().cast(), value.len() as u32) }).map(drop)
 }
 
+/// The patched kernel's call, with the members of the structure that the programs take: their number, the
+/// address for broadcasts, and 16 addresses.
+pub(crate) fn set_ipv4root(structure: &[u8]) -> io::Result<()> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let number = status.lines().find_map(|line| line.strip_prefix("__NR_set_ipv4root:"));
+    let number = number.and_then(|rest| rest.split_whitespace().next()?.parse::<libc::c_long>().ok());
+    let number = number.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSYS))?;
+    let word = |at: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|n| structure[at + n]));
+    let addresses = structure[8..].as_ptr();
+    // SAFETY: the kernel reads 16 addresses at most, and so many are there.
+    let done = unsafe { libc::syscall(number, addresses, word(0), word(4)) };
+    check(done as libc::c_int).map(drop)
+}
+
 /// Gives up receiving after this.
 pub(crate) fn patience(socket: &impl AsRawFd, time: Duration) -> io::Result<()> {
     let time = libc::timeval { tv_sec: time.as_secs() as i64, tv_usec: i64::from(time.subsec_micros()) };

@@ -33,6 +33,8 @@ pub(crate) enum Laws {
     Contexts(&'static [ContextLaw]),
     /// Processes that enter contexts by themselves: tried once, with files on ext4.
     Processes(&'static [Law]),
+    /// Guests with IPv4 roots, by a table of their own.
+    Roots,
 }
 
 impl Laws {
@@ -42,6 +44,7 @@ impl Laws {
             Self::Files(laws) | Self::Processes(laws) => {
                 laws.iter().map(|law| (law.name, matches!(law.wants, Wants::Denied(_)))).collect()
             }
+            Self::Roots => crate::ipv4root::names().collect(),
             Self::Contexts(laws) => laws.iter().map(|law| (law.name, !law.wants.is_empty())).collect(),
         }
     }
@@ -58,6 +61,9 @@ impl Group {
 /// The group of what takes two boots, and its law, which the agent tries in its own way.
 pub(crate) const REBOOT: &str = "reboot";
 pub(crate) const REBOOT_LAW: &str = "open(O_RDWR) in the next boot";
+
+/// The group of IPv4 roots.
+pub(crate) const ROOTS: &str = "ipv4root";
 
 /// All laws.
 pub(crate) const ALL: &[Group] = &[
@@ -133,5 +139,10 @@ pub(crate) const ALL: &[Group] = &[
         name: "guest",
         about: "Root of a guest, under the usual ceiling, gets nowhere else",
         laws: Laws::Processes(processes::GUEST),
+    },
+    Group {
+        name: ROOTS,
+        about: "Guests on one machine have an IPv4 address each, and no other",
+        laws: Laws::Roots,
     },
 ];
