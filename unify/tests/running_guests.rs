@@ -1,28 +1,65 @@
 //! Package upgrades inside guests that are unified, sealed and running.
 //!
-//! This is what link-invert is for: `apt` and `dpkg` replace what they find, and each guest ends as an
-//! unshared copy does, while the other guest notices nothing. Stock kernels enforce the seal by the eBPF
-//! programs, in a virtual machine; the trees are made and compared on this one.
+//! This is what link-invert is for: `apt`, `dpkg`, `dnf` and `rpm` replace what they find, and each guest
+//! ends as an unshared copy does, while the other guest notices nothing. Stock kernels enforce the seal by
+//! the eBPF programs, in a virtual machine; the trees are made and compared on this one.
 //!
-//! `RUNNING_GUESTS=xfs` runs only the round on that file system.
+//! The rounds differ: on ext4 all of the fifty packages are upgraded, elsewhere some (see `ROUNDS`).
+//! `RUNNING_GUESTS=xfs` runs only the rounds whose name has that in it.
 #![allow(clippy::disallowed_methods)] // the files are the test's own
 #![allow(clippy::print_stderr)] // a test without the harness reports by itself
 
-use std::path::Path;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use fixtures::loopfs::{FsKind, LoopFs, Options};
 use fixtures::vm::{Kernel, Vm};
-use fixtures::{Snapshot, guests, require_command, skip};
+use fixtures::{Skip, Snapshot, guests, require_command, skip};
 
 const NAME: &str = "running_guests";
 
-/// Done in a guest, as root of it, with the packages on /mnt.
-const WORK: &str = r#"
-set -eu
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Distribution {
+    Debian,
+    Rpm,
+}
+
+use Distribution::{Debian, Rpm};
+
+/// One machine with two guests on a file system. Together, the rounds have every file system, both kernels and
+/// both package formats.
+struct Round {
+    guests: Distribution,
+    fs: FsKind,
+    kernel: &'static str,
+    packages: &'static str,
+}
+
+const ALL: &str = "*";
+/// Those with setuid programs, an alternative, a diversion, and the libraries that all programs use.
+const SOME: &str = "bash coreutils dash grep gzip libc-bin libc6 login mount passwd sed tar util-linux";
+
+const ROUNDS: [Round; 4] = [
+    Round { guests: Debian, fs: FsKind::Ext4, kernel: "6.1", packages: ALL },
+    Round { guests: Rpm, fs: FsKind::Xfs, kernel: "6.1", packages: ALL },
+    Round { guests: Debian, fs: FsKind::Xfs, kernel: "6.12", packages: SOME },
+    Round { guests: Debian, fs: FsKind::Btrfs, kernel: "6.12", packages: SOME },
+];
+
+impl Round {
+    fn name(&self) -> String {
+        format!("{:?}, {} on {}", self.guests, self.fs.name(), self.kernel)
+    }
+}
+
+/// Done in a Debian guest, as root of it, with the packages on /mnt.
+const APT: &str = r#"
+set -euf
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 apt() { apt-get -y -q -o Dpkg::Options::=--force-unsafe-io -o Dpkg::Use-Pty=0 -o APT::Sandbox::User=root "$@"; }
+files() { folder=$1; shift; set +f; for name do echo /mnt/$folder/${name}_*.deb; done; set -f; }
 # A program moved aside for the administrator's own, another owner's mode, an alternative.
 dpkg-divert --local --rename --divert /usr/bin/clear.distrib --add /usr/bin/clear
 printf '#!/bin/sh\necho cleared\n' >/usr/bin/clear
@@ -31,45 +68,94 @@ touch -d @1700000000 /usr/bin/clear
 dpkg-statoverride --add root root 0750 /usr/bin/chage
 update-alternatives --install /usr/bin/backwards backwards /usr/bin/tac 10
 update-alternatives --install /usr/bin/backwards backwards /usr/bin/rev 20
-apt install --no-install-recommends /mnt/new/*.deb
-apt install --allow-downgrades /mnt/old/*.deb
-apt install --reinstall /mnt/old/coreutils_* /mnt/old/passwd_* /mnt/old/login_* /mnt/old/mount_* /mnt/old/libc6_*
-dpkg --force-unsafe-io --install /mnt/new/dash_* /mnt/new/tar_* /mnt/new/sed_* /mnt/new/passwd_* /mnt/new/libc-bin_*
+apt install --no-install-recommends $(files new $PICK)
+apt install --allow-downgrades $(files old $PICK)
+apt install --reinstall $(files old coreutils passwd login mount libc6)
+dpkg --force-unsafe-io --install $(files new dash tar sed passwd libc-bin)
 dpkg --audit
 update-alternatives --remove backwards /usr/bin/rev
 "#;
 
-/// `inside ROOT PACKAGES COMMAND...`: becomes a command in a guest that has namespaces of its own, and ends with it.
+/// Done to the rpm guest $ROOT, whose packages' scripts run in it; dnf and rpm are the machine's.
+const DNF: &str = r#"
+set -euf
+export LC_ALL=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin
+HOME=$(mktemp -d)
+export HOME
+trap 'rm -r "$HOME"' EXIT
+cat >"$HOME/.rpmmacros" <<END
+%_dbpath /usr/lib/sysimage/rpm
+%_db_backend sqlite
+END
+cat >"$HOME/dnf.conf" <<END
+[main]
+reposdir=/dev/null
+plugins=0
+gpgcheck=0
+[old]
+name=old
+baseurl=file://$PACKAGES/old
+[new]
+name=new
+baseurl=file://$PACKAGES/new
+END
+from() { folder=$1; shift; dnf -y -q -c "$HOME/dnf.conf" --installroot "$ROOT" --releasever 1 --repo "$folder" "$@"; }
+# The administrator's own configuration, and what has to be kept beside it.
+echo '# local' >>"$ROOT/etc/login.defs"
+touch -d @1700000000 "$ROOT/etc/login.defs"
+from new upgrade $PICK
+from old downgrade $PICK
+from old reinstall coreutils passwd login mount libc6
+cd "$PACKAGES/new"
+rpm --root "$ROOT" --upgrade dash-2.rpm tar-2.rpm sed-2.rpm passwd-2.rpm libc-bin-2.rpm
+rpm --root "$ROOT" --erase mawk
+"#;
+
+/// `inside ROOT COMMAND...`: becomes a command with namespaces of its own and ends with it; the guest has what
+/// a running one has.
 const INSIDE: &str = r#"
 inside() {
     exec unshare --mount --pid --fork --kill-child sh -c '
-        set -eu; root=$1 packages=$2; shift 2
+        set -eu; root=$1; shift
         mount --make-rprivate /
-        mount --bind "$packages" "$root/mnt"
+        [ ! -d "$root/mnt" ] || mount --bind "$PACKAGES" "$root/mnt"
         mount -t proc proc "$root/proc"
         mount --bind /dev "$root/dev"
-        exec chroot "$root" "$@"' sh "$@"
+        exec "$@"' sh "$@"
 }
 "#;
 
-/// In the machine. Programs keep running in both guests from before the upgrade until after it.
+/// In the machine. Programs keep running in both guests, and start, from before the upgrade until after it.
 const JOB: &str = r#"
 set -eu
+now() { cut -d. -f1 /proc/uptime; }
+shared() { find b -xdev -type f -links +1 | wc -l; }
 modprobe -q "$FS" || :
 mkdir -p /run/guests; mount -t "$FS" /dev/vda /run/guests; cd /run/guests
+# The mark alone protects nothing: it is the programs.
+echo >marked; chattr +A +S marked; echo >>marked
 "$AGENT" load /run/guests
+if echo >>marked; then echo "nothing is enforced"; exit 92; fi
+began=$(now)
 "$VUNIFY" --immutable-mayunlink ./a ./b
+unified=$(now)
 if echo >>a/usr/bin/tac; then echo "a shared file could be written to"; exit 90; fi
+before=$(shared)
 running=
 for guest in a b; do
-    inside $PWD/$guest $PACKAGES /bin/bash -c 'exec 9</usr/bin/perl; while :; do perl -e 1; ls /usr/bin >/dev/null; sleep 5; done' &
+    inside $PWD/$guest chroot $PWD/$guest /bin/bash -c '
+        exec 9</usr/bin/perl
+        while perl -e 1 && ls /usr/bin >/dev/null; do sleep 5; done' &
     running="$running $!"
 done
 sleep 3
-(inside $PWD/a $PACKAGES /bin/sh /mnt/work)
+upgraded=$(now)
+(inside $PWD/a sh $WORK)
+echo "times: $((unified - began)) s to unify, $(($(now) - upgraded)) s to upgrade"
 for job in $running; do kill -0 $job || { echo "a running program has ended"; exit 91; }; done
 for job in $running; do kill -KILL $job; done
 wait || :
+[ $(shared) = $before ] || { echo "$before files were shared, now $(shared)"; exit 93; }
 cd /; umount /run/guests
 "#;
 
@@ -98,12 +184,61 @@ fn main() -> ExitCode {
     }
 }
 
-/// What every round needs, and what a guest has to become.
+/// What guests of one kind are upgraded with.
 struct Setting {
+    guests: Distribution,
     guest: guests::Guest,
-    packages: std::path::PathBuf,
-    /// A copy that nobody shared, after the same work on this machine.
-    expected: std::path::PathBuf,
+    packages: PathBuf,
+    place: tempfile::TempDir,
+}
+
+impl Setting {
+    fn make(guests: Distribution) -> Result<Self, Skip> {
+        let (guest, packages) = match guests {
+            Debian => (guests::debian("bookworm")?, guests::debian_packages("bookworm")?),
+            Rpm => {
+                ["dnf", "rpm"].into_iter().try_for_each(require_command)?;
+                (guests::rpm()?, guests::rpm_packages()?)
+            }
+        };
+        let place = tempfile::tempdir().map_err(Skip::needs)?;
+        let setting = Self { guests, guest, packages, place };
+        setting.write().map_err(Skip::needs)?;
+        Ok(setting)
+    }
+
+    /// Shell: `inside`, and the work for the guest `$ROOT` in a file `$WORK`.
+    fn script(&self, packages: &str, root: &str) -> String {
+        format!(
+            "export ROOT={root} PACKAGES={} WORK={} PICK='{packages}'\n{INSIDE}",
+            self.packages.display(),
+            self.place.path().join("work").display()
+        )
+    }
+
+    /// Writes the work down.
+    fn write(&self) -> std::io::Result<()> {
+        let [work, inner] = ["work", "inner"].map(|name| self.place.path().join(name));
+        let outer = format!("exec chroot \"$ROOT\" /bin/sh -c \"$(cat {})\"", inner.display());
+        let (first, second) = if self.guests == Debian { (outer.as_str(), APT) } else { (DNF, "") };
+        std::fs::write(&work, first)?;
+        std::fs::write(&inner, second)
+    }
+    /// The work, on this machine.
+    fn upgrade(&self, packages: &str, root: &Path) -> Result<String, String> {
+        let script = self.script(packages, &root.display().to_string());
+        succeed(Command::new("sh").args(["-euc", &format!("{script}\ninside $ROOT sh $WORK")]))
+    }
+
+    /// A copy that nobody shared, after the work.
+    fn expected(&self, packages: &str) -> Result<PathBuf, String> {
+        let root = self.place.path().join(if packages == ALL { "all" } else { "some" });
+        if !root.exists() {
+            self.guest.copy_to(&root).map_err(text)?;
+            self.upgrade(packages, &root)?;
+        }
+        Ok(root)
+    }
 }
 
 fn upgrades() -> Result<(), String> {
@@ -113,40 +248,42 @@ fn upgrades() -> Result<(), String> {
             return Ok(());
         }
     }
-    let made = guests::debian("bookworm").and_then(|guest| Ok((guest, guests::debian_packages("bookworm")?)));
-    let (guest, packages) = match made {
-        Ok(made) => made,
-        Err(skip) => {
-            skip::note(NAME, &skip.0);
-            return Ok(());
-        }
-    };
-    let place = tempfile::tempdir().map_err(text)?;
-    let setting = Setting { guest, packages, expected: place.path().join("expected") };
-    setting.guest.copy_to(&setting.expected).map_err(text)?;
-    std::fs::write(setting.packages.join("work"), WORK).map_err(text)?;
-    let script = format!(
-        "{INSIDE}\ninside {} {} /bin/sh /mnt/work",
-        setting.expected.display(),
-        setting.packages.display()
-    );
-    succeed(Command::new("sh").args(["-euc", &script]))?;
-    let rounds = [(FsKind::Ext4, "6.1"), (FsKind::Xfs, "6.12"), (FsKind::Btrfs, "6.12")];
     let chosen = std::env::var("RUNNING_GUESTS").unwrap_or_default();
-    let rounds: Vec<_> = rounds.into_iter().filter(|(fs, _)| fs.name().contains(&chosen)).collect();
+    let rounds: Vec<_> = ROUNDS.iter().filter(|round| round.name().contains(&chosen)).collect();
+    let mut ready = Vec::new();
+    for guests in [Debian, Rpm] {
+        let rounds: Vec<_> = rounds.iter().filter(|round| round.guests == guests).collect();
+        if rounds.is_empty() {
+            continue;
+        }
+        match Setting::make(guests) {
+            Err(skip) => skip::note(NAME, &skip.0),
+            Ok(setting) => ready.push(setting),
+        }
+    }
+    for setting in &ready {
+        controls(setting).map_err(|why| format!("{:?}, without link-invert: {why}", setting.guests))?;
+    }
+    let mut todo = Vec::new();
+    for round in rounds {
+        if let Some(setting) = ready.iter().find(|setting| setting.guests == round.guests) {
+            todo.push((setting, round, setting.expected(round.packages)?));
+        }
+    }
     // Each machine uses one processor.
-    for pair in rounds.chunks(2) {
+    for pair in todo.chunks(2) {
         std::thread::scope(|scope| {
-            let start = |&(fs, version)| {
-                let setting = &setting;
-                scope.spawn(move || {
-                    round(setting, fs, version).map_err(|why| format!("{} on {version}: {why}", fs.name()))
+            let running: Vec<_> = pair
+                .iter()
+                .map(|(setting, round, expected)| {
+                    scope.spawn(move || {
+                        play(setting, round, expected).map_err(|why| format!("{}: {why}", round.name()))
+                    })
                 })
-            };
-            let running: Vec<_> = pair.iter().map(start).collect();
-            running
-                .into_iter()
-                .try_for_each(|round| round.join().unwrap_or_else(|_| Err("a round panicked".into())))
+                .collect();
+            let ended =
+                running.into_iter().map(|round| round.join().unwrap_or_else(|_| Err("panicked".into())));
+            ended.collect::<Vec<_>>().into_iter().collect::<Result<(), _>>()
         })?;
     }
     Ok(())
@@ -165,65 +302,135 @@ fn succeed(command: &mut Command) -> Result<String, String> {
     Err(format!("{command:?}: {}\n{said}{}", done.status, String::from_utf8_lossy(&done.stderr)))
 }
 
-fn round(setting: &Setting, fs: FsKind, version: &str) -> Result<(), String> {
-    let start = Instant::now();
-    let (kernel, mut disk) = match Kernel::stock(version).and_then(|kernel| Ok((kernel, disk(fs)?))) {
-        Ok(both) => both,
+/// What the rounds rely on, with other seals, on this machine: names that cannot be replaced make upgrades fail,
+/// and what one guest writes into an unprotected file shows in the other.
+fn controls(setting: &Setting) -> Result<(), String> {
+    let disk = match disk(FsKind::Ext4) {
+        Ok(disk) => disk,
         Err(skip) => {
             skip::note(NAME, &skip.0);
             return Ok(());
         }
     };
-    let [a, b] = ["a", "b"].map(|name| disk.path().join(name));
-    for guest in [&a, &b] {
+    let [a, b] = guests_on(setting, &disk)?;
+    let before = Snapshot::take(&b).map_err(text)?;
+    let vunify =
+        |option| succeed(Command::new(VUNIFY).args([option, "--policy", "/nonexistent"]).args([&a, &b]));
+    vunify("--immutable")?;
+    match setting.upgrade(SOME, &a) {
+        Err(why) if why.contains("Operation not permitted") || why.contains("Error unpacking") => {}
+        other => return Err(format!("an upgrade of immutable files did not fail: {other:?}")),
+    }
+    vunify("--undo")?;
+    unchanged(&before, &b)?;
+    vunify("--noflags")?;
+    unchanged(&before, &b)?;
+    let mut file = std::fs::File::options().append(true).open(a.join("usr/bin/grep")).map_err(text)?;
+    file.write_all(b"\n").map_err(text)?;
+    match unchanged(&before, &b) {
+        Err(why) if why.contains("usr/bin/grep") => Ok(()),
+        other => Err(format!("a write into a shared file did not show: {other:?}")),
+    }
+}
+
+const VUNIFY: &str = env!("CARGO_BIN_EXE_vunify");
+
+fn guests_on(setting: &Setting, disk: &LoopFs) -> Result<[PathBuf; 2], String> {
+    let guests = ["a", "b"].map(|name| disk.path().join(name));
+    for guest in &guests {
         setting.guest.copy_to(guest).map_err(text)?;
     }
-    let before = Snapshot::take(&b).map_err(text)?;
-    disk.lend(|device| work(setting, device, fs, kernel)).map_err(text)??;
-    let after = Snapshot::take(&b).map_err(text)?;
-    let changes = before.diff(&after);
-    if !changes.is_empty() {
-        return Err(format!("the other guest has changed:\n{}", changes.join("\n")));
+    Ok(guests)
+}
+
+fn unchanged(before: &Snapshot, guest: &Path) -> Result<(), String> {
+    let changes = before.diff(&Snapshot::take(guest).map_err(text)?);
+    if changes.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("the other guest has changed:\n{}", changes.join("\n")))
     }
+}
+
+fn play(setting: &Setting, round: &Round, expected: &Path) -> Result<(), String> {
+    let start = Instant::now();
+    let (kernel, mut disk) =
+        match Kernel::stock(round.kernel).and_then(|kernel| Ok((kernel, disk(round.fs)?))) {
+            Ok(both) => both,
+            Err(skip) => {
+                skip::note(NAME, &skip.0);
+                return Ok(());
+            }
+        };
+    let [a, b] = guests_on(setting, &disk)?;
+    let before = Snapshot::take(&b).map_err(text)?;
+    if compare(setting.guests, expected, &a).is_ok() {
+        return Err("the guest is as upgraded already".into());
+    }
+    let said = disk.lend(|device| work(setting, round, device, kernel)).map_err(text)??;
+    unchanged(&before, &b)?;
+    let after = Snapshot::take(&b).map_err(text)?;
     let shared = after.nodes.values().filter(|node| node.nlink > 1 && node.digest.is_some()).count();
     if shared < 1000 {
         return Err(format!("only {shared} files were shared"));
     }
-    compare(&setting.expected, &a)?;
-    eprintln!("{NAME}: {} on {version}: {shared} shared files, {} s", fs.name(), start.elapsed().as_secs());
+    compare(setting.guests, expected, &a)?;
+    let times = said.lines().find(|line| line.starts_with("times:")).unwrap_or_default();
+    let packages = if round.packages == ALL { "all packages" } else { "some packages" };
+    let whole = start.elapsed().as_secs();
+    eprintln!("{NAME}: {}: {packages}, {shared} shared files; {times}, {whole} s with all", round.name());
     Ok(())
 }
 
-fn disk(fs: FsKind) -> Result<LoopFs, fixtures::Skip> {
+fn disk(fs: FsKind) -> Result<LoopFs, Skip> {
     LoopFs::with(&Options { kind: fs, size: 4 << 30, mkfs: &[], mount: "" })
 }
 
-fn work(setting: &Setting, device: &Path, fs: FsKind, kernel: Kernel) -> Result<(), String> {
+fn work(setting: &Setting, round: &Round, device: &Path, kernel: Kernel) -> Result<String, String> {
     let share = tempfile::tempdir().map_err(text)?;
     let vm = Vm { disks: vec![device.to_owned()], limit: Duration::from_mins(25), ..Vm::new(kernel) };
     let agent = std::env::current_exe().map_err(text)?;
-    let job = format!(
-        "FS={} AGENT={} VUNIFY={} PACKAGES={}\n{INSIDE}{JOB}",
-        fs.name(),
-        agent.display(),
-        env!("CARGO_BIN_EXE_vunify"),
-        setting.packages.display()
-    );
+    let script = setting.script(round.packages, "/run/guests/a");
+    let job = format!("FS={} AGENT={} VUNIFY={VUNIFY}\n{script}{JOB}", round.fs.name(), agent.display());
     let done = vm.run(share.path(), &job).map_err(text)?;
-    if done.status == 0 { Ok(()) } else { Err(format!("{}\n{}\n{}", done.status, done.output, done.console)) }
+    if done.status == 0 {
+        Ok(done.output)
+    } else {
+        Err(format!("{}\n{}\n{}", done.status, done.output, done.console))
+    }
 }
 
-/// Content and metadata of everything; times where packages bring them along.
-fn compare(expected: &Path, guest: &Path) -> Result<(), String> {
-    let logs = ["--exclude=/var/log", "--exclude=/var/cache"];
+/// Content and metadata of everything; times where packages bring them along. Of rpm's database, which has
+/// times in it, what its tool says.
+fn compare(guests: Distribution, expected: &Path, guest: &Path) -> Result<(), String> {
+    let logs = [
+        "--exclude=/var/log",
+        "--exclude=/var/cache",
+        "--exclude=/var/lib/dnf",
+        "--exclude=/usr/lib/sysimage",
+    ];
     let records = [&logs[..], &["--no-times"]].concat();
-    let programs = ["--omit-dir-times", "--exclude=/var", "--exclude=/etc"];
+    let programs = ["--omit-dir-times", "--exclude=/var", "--exclude=/etc", "--exclude=/usr/lib/sysimage"];
     for options in [&records[..], &programs[..]] {
         let mut rsync = Command::new("rsync");
         rsync.args(["-aHAX", "--numeric-ids", "--checksum", "--dry-run", "--delete", "--itemize-changes"]);
         let found = succeed(rsync.args(options).args([expected.join(""), guest.join("")]))?;
         if !found.is_empty() {
             return Err(format!("the guest differs from its unshared copy:\n{found}"));
+        }
+    }
+    if guests == Debian {
+        return Ok(());
+    }
+    let says = |root: &Path, options: &[&str]| {
+        // It fails where anything differs from the packages, as edited configuration does.
+        let output = guests::rpm_command(root).env("LC_ALL", "C").args(options).output().map_err(text)?;
+        Ok::<_, String>(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    for options in [&["-qa", "--qf", "%{NAME} %{VERSION}\n"][..], &["-Va", "--nodeps"]] {
+        let (one, other) = (says(expected, options)?, says(guest, options)?);
+        if one != other || !one.contains("login") {
+            return Err(format!("rpm says of the unshared copy:\n{one}\nand of the guest:\n{other}"));
         }
     }
     Ok(())
