@@ -159,12 +159,7 @@ impl Offer {
 /// question; it is not changed.
 pub fn probe(sample: &File) -> Vec<Offer> {
     vec![
-        Offer {
-            seal: Seal::Patch,
-            verdict: probe_patch(),
-            leaves_open: "nothing",
-            cure: "boot a kernel with the link-invert patch",
-        },
+        probe_patch(sample),
         probe_bpf(sample, &Host::default()),
         Offer {
             seal: Seal::Verity,
@@ -181,18 +176,46 @@ pub fn probe(sample: &File) -> Vec<Offer> {
     ]
 }
 
-fn probe_patch() -> Verdict {
-    match std::fs::read_to_string("/proc/self/status") {
-        Ok(status) if status.lines().any(|line| line.starts_with("s_context:")) => Verdict::Enforced,
-        Ok(_) => Verdict::Unsupported("this kernel does not have the link-invert patch".into()),
-        Err(error) => Verdict::Unknown(format!("/proc/self/status cannot be read: {error}")),
-    }
+/// Only ext4 has room for the flag on disk.
+fn probe_patch(sample: &File) -> Offer {
+    const EXT4: i64 = 0xef53; // EXT4_SUPER_MAGIC
+    let (verdict, cure) = match (is_patched(), rustix::fs::fstatfs(sample)) {
+        (Err(error), _) => {
+            (Verdict::Unknown(format!("/proc/self/status cannot be read: {error}")), "mount /proc")
+        }
+        (Ok(false), _) => (
+            Verdict::Unsupported("this kernel does not have the link-invert patch".into()),
+            "boot a kernel with the link-invert patch (make kernel)",
+        ),
+        (Ok(true), Ok(fs)) if fs.f_type == EXT4 => (Verdict::Enforced, ""),
+        (Ok(true), _) => (
+            Verdict::Unsupported("only ext4 has room for the flag".into()),
+            "use the tag instead: sysctl fs.vserver.honour_tag=1",
+        ),
+    };
+    Offer { seal: Seal::Patch, verdict, leaves_open: "nothing", cure }
+}
+
+fn is_patched() -> std::io::Result<bool> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    Ok(status.lines().any(|line| line.starts_with("s_context:")))
+}
+
+/// Whether a patched kernel enforces the tag itself; none on any other kernel.
+fn honours_tag() -> Option<bool> {
+    let setting = std::fs::read_to_string("/proc/sys/fs/vserver/honour_tag").ok()?;
+    Some(setting.trim() != "0")
 }
 
 /// The programs themselves say whether they watch the file system of the sample; where they don't answer, the
-/// host says why.
+/// host says why. A patched kernel needs no programs.
 fn probe_bpf(sample: &File, host: &Host) -> Offer {
     let (verdict, cure) = match scope::ask(sample) {
+        Ok(scope::Answer::None) if honours_tag() == Some(true) => (Verdict::Enforced, ""),
+        Ok(scope::Answer::None) if honours_tag() == Some(false) => (
+            Verdict::Inactive("this kernel could enforce the tag and is not told to".into()),
+            "set sysctl fs.vserver.honour_tag=1 at boot, before anything is open",
+        ),
         Ok(scope::Answer::Inside) => features::loaded(host, Feature::LinkInvert),
         Ok(scope::Answer::Outside) => (
             Verdict::Inactive("link-invert is loaded, but this file system is not in its scope".into()),

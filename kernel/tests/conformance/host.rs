@@ -78,7 +78,7 @@ pub(crate) fn suite() -> Result<(), String> {
     let boots: Vec<_> = BOOTS.iter().filter(|boot| is_wanted(boot, &kept, &hash)).collect();
     // The machine itself before others make it slow.
     let (itself, boots): (Vec<_>, Vec<_>) = boots.into_iter().partition(|boot| boot.kernel == HOST);
-    let mut ran: Vec<_> = itself.into_iter().map(|boot| findings_of(boot)).collect();
+    let mut ran: Vec<_> = itself.into_iter().map(findings_of).collect();
     ran.extend(std::thread::scope(|scope| {
         let threads: Vec<_> = boots.iter().map(|boot| scope.spawn(|| findings_of(boot))).collect();
         threads.into_iter().map(|thread| thread.join().expect("a boot panicked")).collect::<Vec<_>>()

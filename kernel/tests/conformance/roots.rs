@@ -159,7 +159,7 @@ fn refusal(object: &'static Object) -> Result<Option<String>, String> {
     });
     match said {
         raw::Ended::Said(why) => Ok((!why.is_empty()).then_some(why)),
-        ended => Err(format!("loading {}: {ended:?}", object.name)),
+        ended @ raw::Ended::Killed(_) => Err(format!("loading {}: {ended:?}", object.name)),
     }
 }
 
