@@ -49,7 +49,7 @@ impl Law {
         Self { name, kind: Kind::Neutral, run, unpatched: None }
     }
 
-    /// It states a limit of the programs that the patched kernel does not have.
+    /// It states a limit of the programs, or a way of theirs, that the patched kernel does not have.
     pub(crate) const fn of_programs(self, why: &'static str) -> Self {
         Self { unpatched: Some(why), ..self }
     }

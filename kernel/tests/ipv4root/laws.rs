@@ -67,9 +67,13 @@ pub(crate) const BIND: &[Law] = &[
     Law::enforced("127.0.0.1 is the first address", |c| bound_as(c, LOCALHOST, A)),
     Law::enforced("the host's address is refused", |c| not_bound(c, HOST)),
     Law::enforced("another guest's address is refused", |c| not_bound(c, B)),
-    Law::enforced("127.0.0.2 is refused", |c| not_bound(c, Ipv4Addr::new(127, 0, 0, 2))),
+    Law::enforced("127.0.0.2 is refused, or the first address", |c| {
+        let other = Ipv4Addr::new(127, 0, 0, 2);
+        refused_or_own(c.guest(&[A], || tcp(other, 8000)), EADDRNOTAVAIL)?;
+        refused_or_own(c.guest(&[A], || udp(other, 8000)), EADDRNOTAVAIL)
+    }),
     Law::enforced("a multicast group is refused", |c| not_bound(c, Ipv4Addr::new(224, 0, 0, 251)))
-        .of_programs("it gives groups to those who join them"),
+        .of_programs("the patch lets groups be bound and joined"),
     Law::enforced("an address that was lent (IP_FREEBIND, IP_TRANSPARENT) is refused", |c| {
         let stranger = Ipv4Addr::new(192, 0, 2, 7);
         for option in [libc::IP_FREEBIND, libc::IP_TRANSPARENT] {
@@ -162,11 +166,21 @@ pub(crate) const LISTEN: &[Law] = &[
             raw::listen(&socket).map(|()| socket)
         })?;
         let port = home(&server)?.port();
-        ensure!(is_reached(A, port) && is_reached(B, port), "not reached at its own addresses");
+        ensure!(is_reached(A, port), "not reached at its own address");
         ensure!(!is_reached(HOST, port), "reached at the host's");
         ensure!(!is_reached(LOCALHOST, port), "reached at 127.0.0.1");
         Ok(())
     }),
+    Law::neutral("listen without bind is heard at each of its addresses", |c| {
+        let server = c.guest(&[A, B], || {
+            let socket = raw::socket(AF_INET, SOCK_STREAM, 0)?;
+            raw::listen(&socket).map(|()| socket)
+        })?;
+        let port = home(&server)?.port();
+        ensure!(is_reached(A, port) && is_reached(B, port), "not reached");
+        Ok(())
+    })
+    .of_programs("the patch binds to the first address"),
     Law::enforced("a port that the kernel picked hears its own addresses only", |c| {
         let socket = c.guest(&[A], || {
             let socket = raw::socket(AF_INET, SOCK_DGRAM, 0)?;
@@ -202,7 +216,7 @@ pub(crate) const LISTEN: &[Law] = &[
         ensure!(is_silent(&socket)?, "heard");
         Ok(())
     })
-    .of_programs("it lets groups be heard by those who join them"),
+    .of_programs("the patch lets groups be heard by those who join them"),
 ];
 
 /// A server outside, and the address that a guest reached it from.
@@ -320,9 +334,16 @@ pub(crate) const CLIENT: &[Law] = &[
             }
         };
         same(sender(c, say(B))?, B.into())?;
-        same(sender(c, say(LOCALHOST))?, A.into())?;
         refused(c.guest(&[A], || say(HOST)(at(PEER, 9))), EADDRNOTAVAIL)
     }),
+    Law::enforced("a datagram that says it comes from 127.0.0.1 leaves from the first address", |c| {
+        let say = |to| {
+            let socket = datagram()?;
+            raw::send_from(&socket, LOCALHOST, Some(to)).map(|()| socket)
+        };
+        same(sender(c, say)?, A.into())
+    })
+    .of_programs("the patch refuses such a datagram"),
     Law::enforced("a datagram of a connected socket may not say that it comes from the host", |c| {
         let said = c.guest(&[A], || {
             let socket = datagram()?;
@@ -353,13 +374,15 @@ pub(crate) const CLIENT: &[Law] = &[
         let socket = c.guest(&[A], || raw::socket(AF_INET, SOCK_STREAM, 0))?;
         raw::connect(&socket, server.local_addr()?)?;
         same(server.accept()?.1.ip(), A.into())
-    }),
+    })
+    .of_programs("the patch holds processes, not sockets"),
     Law::enforced("what was accepted has the root of what listened", |c| {
         let server = TcpListener::from(c.guest(&[A], || tcp(A, 8103))?);
         let _client = TcpStream::connect(at(A, 8103))?;
         let accepted = server.accept()?.0;
         refused(raw::bind(&accepted, at(HOST, 0)), EADDRNOTAVAIL)
-    }),
+    })
+    .of_programs("the patch holds processes, not sockets"),
     Law::enforced("TCP leaves from the first address by io_uring's workers, too", |c| {
         if io_uring::IoUring::new(4).is_err() {
             return Err(Fault::Lacks("io_uring".into()));

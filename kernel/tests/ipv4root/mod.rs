@@ -104,9 +104,7 @@ fn load(host: &Host) -> Result<(), Trouble> {
 
 fn trial(case: &Case<'_>, law: &Law) -> Mark {
     match law.unpatched {
-        Some(why) if case.who == Who::Patch => {
-            Mark::Skipped(format!("a limit that the patch does not have: {why}"))
-        }
+        Some(why) if case.who == Who::Patch => Mark::Skipped(why.into()),
         _ => law.attempt(case).into(),
     }
 }
