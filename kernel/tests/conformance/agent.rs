@@ -152,7 +152,13 @@ pub(crate) type Found = (&'static str, &'static str, Cell);
 /// Whether a law or its group is asked for: several words are separated by commas.
 pub(crate) fn is_wanted(group: &str, law: &str) -> bool {
     let Ok(only) = std::env::var("CONFORMANCE_ONLY") else { return true };
-    only.split(',').any(|word| group.contains(word) || law.contains(word))
+    let by_law = |word| !are_groups(&only) && (group.contains(word) || law.contains(word));
+    only.split(',').any(|word| word == group || by_law(word))
+}
+
+/// Whether all words are names of groups, which are what is asked for then.
+pub(crate) fn are_groups(only: &str) -> bool {
+    only.split(',').all(|word| laws::ALL.iter().any(|group| group.name == word))
 }
 
 fn try_all(place: &Place, why_not: Option<String>) -> Vec<Found> {

@@ -8,7 +8,7 @@ use fixtures::loopfs::FsKind;
 use fixtures::vm::{Kernel, Vm};
 use fixtures::{Skip, require_command, require_root};
 
-use crate::agent::{Provider, is_wanted as is_wanted_law};
+use crate::agent::{self, Provider};
 use crate::laws;
 use crate::matrix::{self, Finding, HASH_LINE, HOST_COLUMN, Kept, Matrix};
 use crate::overhead::{self, Cost};
@@ -102,11 +102,9 @@ fn conclude(matrix: &Matrix, costs: &[Cost], kept: &Kept, hash: &str, file: &Pat
     let tables = matrix.render(&columns, laws::ALL, kept);
     let measured = if costs.is_empty() { kept.overhead().to_owned() } else { overhead::render(costs) };
     println!("{tables}{measured}");
-    if is_partial() {
-        return Ok(());
-    }
-    if std::env::var_os("CONFORMANCE_UPDATE").is_some() {
-        let patched = matrix.columns().contains("patch 6.12");
+    let update = std::env::var_os("CONFORMANCE_UPDATE").is_some();
+    if update && (!is_partial() || is_of_groups()) {
+        let patched = matrix.columns().contains("patch 6.12") && !is_partial();
         let hash = if patched { Some(hash) } else { kept.hash() };
         let noted = hash.map(|hash| format!("{HASH_LINE}`{hash}`.\n\n")).unwrap_or_default();
         std::fs::write(file, format!("{INTRO}{noted}{tables}{}\n", measured.trim_end()))
@@ -116,7 +114,7 @@ fn conclude(matrix: &Matrix, costs: &[Cost], kept: &Kept, hash: &str, file: &Pat
     if !unproven.is_empty() {
         return Err(format!("laws that prove nothing:\n{}", unproven.join("\n")));
     }
-    if std::env::var_os("CONFORMANCE_UPDATE").is_some() {
+    if update || is_partial() {
         return Ok(());
     }
     let mut worse = matrix.worse_than(kept);
@@ -131,6 +129,11 @@ fn conclude(matrix: &Matrix, costs: &[Cost], kept: &Kept, hash: &str, file: &Pat
 /// Whether only some laws are asked for, so that nothing can be compared.
 fn is_partial() -> bool {
     std::env::var_os("CONFORMANCE_ONLY").is_some()
+}
+
+/// Whether all that is asked for are whole groups.
+fn is_of_groups() -> bool {
+    std::env::var("CONFORMANCE_ONLY").is_ok_and(|only| agent::are_groups(&only))
 }
 
 fn is_measured() -> bool {
@@ -208,7 +211,7 @@ fn findings_of(boot: &Boot) -> Result<(Vec<Finding>, Vec<Cost>), Trouble> {
         .collect::<Result<_, _>>()?;
     let vm = Vm { disks, memory: 2048, limit: Duration::from_mins(12), ..Vm::new(kernel) };
     let mut findings = agent(&vm, share.path(), "before", boot)?;
-    if is_wanted_law(laws::REBOOT, laws::REBOOT_LAW) {
+    if agent::is_wanted(laws::REBOOT, laws::REBOOT_LAW) {
         findings.extend(agent(&vm, share.path(), "after", boot)?);
     }
     let mut costs = Vec::new();

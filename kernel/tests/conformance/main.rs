@@ -1,12 +1,13 @@
 //! The conformance suite: one table of laws, held against every provider of every kernel at hand.
 //!
 //! On the host it boots kernels in QEMU, and in there runs itself again as an agent; what the machine itself can
-//! load is tried there, too. What came out is compared with `kernel/CONFORMANCE.md`: a cell that got worse fails the test.
+//! load is tried there, too. What came out is compared with `kernel/CONFORMANCE.md`: a cell that got worse fails
+//! the test.
 //!
 //! - `CONFORMANCE_UPDATE=1` writes the matrix instead.
 //! - `CONFORMANCE_COLUMNS=bpf` runs only the columns whose names contain that word.
 //! - `CONFORMANCE_ONLY=chmod,ceiling` runs only the laws that have one of these words in their own or their
-//!   group's name, and compares nothing.
+//!   group's name, and compares nothing. If all words are names of groups, it runs and may write those.
 //! - `CONFORMANCE_BZIMAGE=PATH` is the patched kernel, instead of what `scripts/kernel` builds.
 //! - `CONFORMANCE_NO_OVERHEAD=1` leaves out what takes the longest; the figures kept stay.
 //! - `CONFORMANCE_PATCH=1` runs the patched kernel's columns though nothing has changed.

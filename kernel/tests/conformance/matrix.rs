@@ -91,6 +91,11 @@ impl Matrix {
         self.cells.keys().map(|key| key.0.as_str()).collect()
     }
 
+    /// The same of one group.
+    fn columns_of(&self, group: &Group) -> BTreeSet<&str> {
+        self.cells.keys().filter(|key| key.1 == group.name).map(|key| key.0.as_str()).collect()
+    }
+
     fn cell(&self, column: &str, group: &str, law: &str, fs: &str) -> Option<&Cell> {
         self.cells.get(&(column.to_owned(), group.to_owned(), law.to_owned(), fs.to_owned()))
     }
@@ -141,7 +146,7 @@ impl Matrix {
             let join = |names: BTreeSet<&str>| names.into_iter().collect::<Vec<_>>().join(", ");
             writeln!(text, "- {} on {}: {why}: {laws}", join(columns), join(fs)).ok();
         }
-        let ran = self.columns();
+        let ran = self.columns_of(group);
         for (of, columns, rest) in &kept.remarks {
             let columns: Vec<_> = columns.split(", ").filter(|column| !ran.contains(column)).collect();
             if of == group.name && !columns.is_empty() {
