@@ -195,7 +195,7 @@ fn sparse_empty_and_huge_files_and_all_other_kinds() {
     fixtures::need!("sparse_empty_and_huge_files_and_all_other_kinds", require_root());
     let guest = r#"
 f usr/empty
-f usr/huge _1099511627776
+f usr/huge _64424509440
 f usr/hole "head"+_700000+"tail"
 f usr/big *20000000:7
 p usr/fifo
