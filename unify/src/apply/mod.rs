@@ -19,6 +19,7 @@ mod parked;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use kernel::{Dir, Errno, File, Fs, Seal, Time};
 use rayon::prelude::*;
@@ -39,6 +40,11 @@ const STRIDE: usize = 32;
 
 /// Actions in one directory that one thread carries out, at most.
 const DIRECTORY_STRETCH: usize = 128;
+
+/// How long displaced inodes stay parked at least. A process that looked a name up just before it moved, and is
+/// not given the processor before it opens what it found, finds no lease once they are gone, and writes into a file
+/// without a name. The barrier takes most of this time where there is a disk.
+const GRACE: Duration = Duration::from_millis(50);
 
 /// What a run has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -141,10 +147,12 @@ impl<'a> Executor<'a> {
         loosen(mover.around.fs, mover.store, &batch.actions, mover.seal)?;
         let copies = mover.copy_all(&stage)?;
         let mut traces = mover.move_names(&stage, &copies);
+        let moved = Instant::now();
         mover.restore_times(&stage, &stage.spread);
         mover.check_stuck()?;
         mover.sync()?;
         self.settle(&traces)?;
+        std::thread::sleep(GRACE.saturating_sub(moved.elapsed()));
         let reverted = mover.clean_up(&stage, &mut traces);
         mover.check_stuck()?;
         if reverted {
