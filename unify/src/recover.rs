@@ -13,7 +13,7 @@ use store::{ObjectName, Store};
 use crate::Result;
 use crate::apply::{Parking, Swap, fasten, for_overflows, keep_aside, lift_seals, restore_time, swap};
 use crate::hash::identify;
-use crate::notes::{Skip, Surroundings};
+use crate::notes::Surroundings;
 use crate::walk::{TICK_NANOS, to_path};
 
 /// What recovery found and did.
@@ -428,12 +428,17 @@ impl Recovery<'_> {
         if !displaced && self.is_same(action, parked) {
             return Ok(true);
         }
-        match (place.dir, there) {
-            (Some(dir), Some(there)) if self.is_same(action, At::new(dir, place.name)) => {
-                self.give_back(place, parked, ino, there.ino)
+        if let (Some(dir), Some(there)) = (place.dir, there)
+            && let Some(copy) = self.leased_same(action, At::new(dir, place.name))
+        {
+            let given_back = self.give_back(place, parked, ino, there.ino)?;
+            if copy.held() {
+                return Ok(given_back);
             }
-            _ => Ok(displaced),
+            // Its guest is about to write the copy, which it had looked up: the copy stays.
+            self.give_back(place, parked, there.ino, ino)?;
         }
+        Ok(displaced)
     }
 
     /// For a `Repair`: whether the parked inode can go. It is the object's link that never got in, the
@@ -460,16 +465,17 @@ impl Recovery<'_> {
         }
     }
 
-    fn is_same(&self, action: &Action, parked: At<'_>) -> bool {
-        let check = || -> std::result::Result<bool, Skip> {
-            let file = parked.dir.open_file(parked.name).map_err(Skip::from_errno)?;
-            let leased = Leased::take(file).map_err(Skip::from_errno)?;
-            let file = leased.file();
-            let stat = file.stat().map_err(Skip::from_errno)?;
-            let id = identify(self.around, file, &stat, self.store.format().identity)?;
-            Ok(id == action.object.id)
-        };
-        check().unwrap_or(false)
+    /// Whether a name has the content and metadata that the action's object has.
+    fn is_same(&self, action: &Action, at: At<'_>) -> bool {
+        self.leased_same(action, at).is_some()
+    }
+
+    /// The file of a name under a lease, if it is what the action's object is.
+    fn leased_same(&self, action: &Action, at: At<'_>) -> Option<Leased> {
+        let leased = Leased::take(at.dir.open_file(at.name).ok()?).ok()?;
+        let stat = leased.file().stat().ok()?;
+        let id = identify(self.around, leased.file(), &stat, self.store.format().identity).ok()?;
+        (id == action.object.id).then_some(leased)
     }
 
     /// Puts a displaced inode back where an object or a copy of ours stands. `Ok(false)`: it could not be.

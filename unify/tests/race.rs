@@ -11,6 +11,9 @@
 //! replaced by rename instead, as package managers do. Where it is not, it can't become one any more, for no
 //! read lease can be had on it while the descriptor or a mapping of it exists; and that is what is tested.
 //!
+//! Half of the time the machine has more to do than it has cores: threads that are kept waiting at any point
+//! make other races than threads that run.
+//!
 //! `RACE_SECONDS` says how long it lasts, 60 if not set.
 #![allow(clippy::unwrap_used)] // a fixture that fails is a test that fails
 #![allow(clippy::disallowed_methods)] // guests change their own files without our door
@@ -280,6 +283,18 @@ fn run_for(world: &World, time: Duration, go_on: impl Fn() -> bool) -> BTreeMap<
     sums
 }
 
+/// Keeps the processors busy for a second, and leaves them alone for a second.
+fn crowd(stop: &AtomicBool) {
+    let began = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        if began.elapsed().as_secs().is_multiple_of(2) {
+            std::hint::spin_loop();
+        } else {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
 #[test]
 fn no_write_is_lost_and_nothing_outside_is_touched() {
     let seconds = std::env::var("RACE_SECONDS").ok().and_then(|value| value.parse().ok()).unwrap_or(60);
@@ -312,6 +327,8 @@ fn no_write_is_lost_and_nothing_outside_is_touched() {
                 scope.spawn(move || writer.work(stop))
             })
             .collect();
+        let cores = std::thread::available_parallelism().unwrap().get();
+        (0..3 * cores).for_each(|_| drop(scope.spawn(|| crowd(&stop))));
         // A panic here must not leave the writers running for ever.
         let runs = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             run_for(&world, Duration::from_secs(seconds), || {

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use kernel::{At, Dir, Errno, File, Fs, Leased, Metadata, Seal, Stat, Xattrs};
 use rayon::prelude::*;
@@ -21,6 +22,9 @@ use crate::notes::Skip;
 pub(crate) struct Traces {
     settled: Settled,
     lease: Option<Leased>,
+    /// The private copy that a `Detach` put in its place. Whoever wants to write it waits, too: until then it
+    /// may yet be taken back.
+    copy: Option<Leased>,
     /// What the displaced inode was like when it was found unchanged.
     likeness: Option<Likeness>,
     /// The inode that took its place: the object's, or for a `Detach` the copy's. 0 for an admission.
@@ -37,7 +41,7 @@ impl Traces {
     }
 
     fn of(settled: Settled) -> Self {
-        Self { settled, lease: None, likeness: None, object: 0, freed: 0, taken: 0 }
+        Self { settled, lease: None, copy: None, likeness: None, object: 0, freed: 0, taken: 0 }
     }
 
     fn admitted(settled: Settled, lease: Leased, likeness: Likeness) -> Self {
@@ -65,9 +69,9 @@ impl Likeness {
     }
 }
 
-/// A private copy that waits for its place, and the lease on the object it is of.
+/// A private copy that waits for its place, and the object it is of.
 pub(super) struct Copy {
-    file: File,
+    copy: Leased,
     object: Leased,
 }
 
@@ -135,7 +139,7 @@ impl Mover<'_> {
         loop {
             match self.park(name, names) {
                 Ok(object) => {
-                    self.exchange_all(names, object, stat.ino)?;
+                    self.exchange_all(names, object, stat.ino, None)?;
                     let done = Traces::of(Settled::Done { overflow: name.overflow });
                     let (lease, likeness, freed) = (Some(lease), Some(likeness), stat.allocated());
                     return Ok(Traces { lease, likeness, object, freed, ..done });
@@ -224,8 +228,8 @@ impl Mover<'_> {
         }
     }
 
-    /// Exchanges every name with its parked one.
-    fn exchange_all(&self, names: &Names<'_>, ours: u64, expected: u64) -> Step<()> {
+    /// Exchanges every name with its parked one, all or none; see [`Mover::revert`] for `copy`.
+    fn exchange_all(&self, names: &Names<'_>, ours: u64, expected: u64, copy: Option<&Leased>) -> Step<()> {
         for at in 0..names.len() {
             let why = match swap(self.around.fs, names.parked(at), names.places[at], ours, expected) {
                 Swap::Done => continue,
@@ -241,24 +245,45 @@ impl Mover<'_> {
                     Skip::Failed(errno)
                 }
             };
-            self.revert(names, at, expected, ours);
-            return Err(why);
+            return if self.revert(names, at, expected, ours, copy) { Err(why) } else { Ok(()) };
         }
         Ok(())
     }
 
-    /// Takes the first `count` exchanges back and all parked names away. A name that the guest has replaced
+    /// Takes the first `count` exchanges back and all parked names away. Returns false if the exchanges
+    /// stand: somebody has asked to write the `copy` that they put in place, and it is the guest's now.
+    fn revert(
+        &self,
+        names: &Names<'_>,
+        count: usize,
+        ours: u64,
+        expected: u64,
+        copy: Option<&Leased>,
+    ) -> bool {
+        let is_wanted = || copy.is_some_and(|copy| !copy.held());
+        if is_wanted() {
+            return false;
+        }
+        self.exchange_back(names, count, ours, expected);
+        if is_wanted() {
+            self.exchange_back(names, count, expected, ours);
+            return false;
+        }
+        if !self.is_stuck() {
+            self.unpark(names, names.len());
+        }
+        true
+    }
+
+    /// Exchanges the first `count` names with their parked ones once more. A name that the guest has replaced
     /// since stays as the guest made it.
-    fn revert(&self, names: &Names<'_>, count: usize, ours: u64, expected: u64) {
+    fn exchange_back(&self, names: &Names<'_>, count: usize, ours: u64, expected: u64) {
         for at in 0..count {
             match swap(self.around.fs, names.parked(at), names.places[at], ours, expected) {
                 Swap::Done | Swap::Foreign => {}
                 Swap::Stranded | Swap::Refused(Errno::NOENT) => self.keep(names.parked(at)),
                 Swap::Refused(errno) | Swap::Stuck(errno) => self.stuck(errno),
             }
-        }
-        if !self.is_stuck() {
-            self.unpark(names, names.len());
         }
     }
 
@@ -321,7 +346,8 @@ impl Mover<'_> {
         let made = fs.create(to).and_then(|file| {
             fs.copy_content(object, &file, stat.size)?;
             fs.set_metadata(&file, &metadata)?;
-            Ok(file)
+            drop(file);
+            lease_new(to)
         });
         made.map_err(|errno| {
             match fs.unlink(to) {
@@ -330,24 +356,25 @@ impl Mover<'_> {
             }
             Skip::Failed(errno)
         })
-        .map(|file| Copy { file, object: lease })
+        .map(|copy| Copy { copy, object: lease })
     }
 
     /// Names of an object become names of its private copy.
-    fn detach(&self, action: &Action, names: &Names<'_>, copy: Copy) -> Step<Traces> {
-        let stat = copy.file.stat().map_err(Skip::Failed)?;
+    fn detach(&self, action: &Action, names: &Names<'_>, Copy { copy, object }: Copy) -> Step<Traces> {
+        let stat = copy.file().stat().map_err(Skip::Failed)?;
         for at in 1..names.len() {
             if let Err(errno) = self.around.fs.link(names.parked(0), names.parked(at)) {
                 self.unpark(names, at + 1);
                 return Err(Skip::Failed(errno));
             }
         }
-        let exchanged = self.exchange_all(names, stat.ino, action.ino);
+        let exchanged = self.exchange_all(names, stat.ino, action.ino, Some(&copy));
         // The object is what is displaced: that a guest has it no more is not a change.
         exchanged.map_err(|why| if why == Skip::Changed { Skip::NotOurs } else { why })?;
         let overflow = action.object.overflow;
         let done = Traces::of(Settled::Done { overflow });
-        Ok(Traces { lease: Some(copy.object), object: stat.ino, taken: stat.allocated(), ..done })
+        let (lease, copy) = (Some(object), Some(copy));
+        Ok(Traces { lease, copy, object: stat.ino, taken: stat.allocated(), ..done })
     }
 
     /// A guest's names of a corrupt inode become names of the object that takes its place. The object is
@@ -359,7 +386,7 @@ impl Mover<'_> {
             return Err(Skip::NotOurs);
         }
         let object = self.park(action.object, names).map_err(Skip::Failed)?;
-        self.exchange_all(names, object, action.ino)?;
+        self.exchange_all(names, object, action.ino, None)?;
         let done = Traces::of(Settled::Done { overflow: action.object.overflow });
         Ok(Traces { lease: Some(lease), object, ..done })
     }
@@ -407,6 +434,7 @@ impl Mover<'_> {
     ) -> Step<()> {
         let action = &stage.batch.actions[at];
         let Some(lease) = trace.lease.take_if(|_| trace.object != 0) else { return Ok(()) };
+        let copy = trace.copy.take();
         let names = self.names(stage, at)?;
         let still = match &trace.likeness {
             _ if broken.contains(&trace.object) => Err(Skip::Busy),
@@ -414,11 +442,11 @@ impl Mover<'_> {
             None if lease.held() => Ok(()),
             None => Err(Skip::Busy),
         };
-        match still {
-            Ok(()) => self.unpark(&names, names.len()),
-            Err(_) => self.revert(&names, names.len(), action.ino, trace.object),
+        if still.is_err() && self.revert(&names, names.len(), action.ino, trace.object, copy.as_ref()) {
+            return still;
         }
-        still
+        self.unpark(&names, names.len());
+        Ok(())
     }
 
     /// An object that somebody waits to write, admitted in this batch, is private again: no other guest has
@@ -442,6 +470,18 @@ impl Mover<'_> {
         })?;
         Err(Skip::Busy)
     }
+}
+
+/// Leases a file that this process alone knows and has just written. A child that another thread is starting
+/// has our descriptors, too, until it has become its program.
+fn lease_new(at: At<'_>) -> kernel::Result<Leased> {
+    for _ in 0..1000 {
+        match Leased::take(at.dir.open_file(at.name)?) {
+            Err(Errno::AGAIN) => std::thread::sleep(Duration::from_millis(1)),
+            leased => return leased,
+        }
+    }
+    Err(Errno::AGAIN)
 }
 
 /// Puts a parked file of unclear origin into quarantine, where nothing is removed unasked.

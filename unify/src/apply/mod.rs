@@ -41,9 +41,7 @@ const STRIDE: usize = 32;
 /// Actions in one directory that one thread carries out, at most.
 const DIRECTORY_STRETCH: usize = 128;
 
-/// How long displaced inodes stay parked at least. A process that looked a name up just before it moved, and is
-/// not given the processor before it opens what it found, finds no lease once they are gone, and writes into a file
-/// without a name. The barrier takes most of this time where there is a disk.
+/// How long displaced inodes stay parked where processes wait for a processor; see [`let_openers_run`].
 const GRACE: Duration = Duration::from_millis(50);
 
 /// What a run has done so far.
@@ -152,7 +150,7 @@ impl<'a> Executor<'a> {
         mover.check_stuck()?;
         mover.sync()?;
         self.settle(&traces)?;
-        std::thread::sleep(GRACE.saturating_sub(moved.elapsed()));
+        let_openers_run(moved);
         let reverted = mover.clean_up(&stage, &mut traces);
         mover.check_stuck()?;
         if reverted {
@@ -344,6 +342,20 @@ impl Mover<'_> {
                 restore_time(self.around.fs, dir, stage.batch.dirs[number as usize].mtime);
             }
         }
+    }
+}
+
+/// A process that looked a name up just before it `moved`, and has to give up the processor before it opens what
+/// it found, finds no lease once the displaced inode is gone, and writes into a file without a name. Where
+/// more wants to run than there are processors, such a one gets some time to go on.
+fn let_openers_run(moved: Instant) {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    // "0.20 0.18 0.12 1/80 11206": the fourth is what is running or wants to, of how many.
+    let running = |load: String| load.split(' ').nth(3)?.split('/').next()?.parse::<usize>().ok();
+    let is_crowded =
+        || std::fs::read_to_string("/proc/loadavg").ok().and_then(running).is_none_or(|n| n > processors);
+    while moved.elapsed() < GRACE && is_crowded() {
+        std::thread::sleep(GRACE / 10);
     }
 }
 
