@@ -15,7 +15,6 @@
 
 VS_LICENSE;
 
-#define CAP_BIT(capability) (1ull << (capability))
 #define FLAGS_ALL (VS_FLAG_LOCK | VS_FLAG_SCHED | VS_FLAG_NPROC | VS_FLAG_PRIVATE | VS_FLAG_FAKEINIT)
 /* Those that bind the whole context. A lock binds who asked for it, and its children. */
 #define FLAGS_WIDE (FLAGS_ALL & ~VS_FLAG_LOCK)
@@ -32,9 +31,7 @@ VS_LICENSE;
 /* asm-generic/resource.h, linux/ptrace.h, linux/magic.h, linux/fs.h, linux/pid.h */
 #define RLIMIT_NPROC 6
 #define PTRACE_MODE_ATTACH 2
-#define PROC_SUPER_MAGIC 0x9fa0
-#define FMODE_WRITE 2
-#define PIDTYPE_PID 0
+#define PIDTYPE_TGID 1
 #define ATTR_MODE 1
 #define ATTR_UID 2
 #define ATTR_GID 4
@@ -56,6 +53,10 @@ VS_LICENSE;
 #define SHM_INFO 14
 #define SEM_INFO 19
 
+VS_TASKS_MAP;
+
+#include "proc.h"
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct rlimit {
@@ -66,23 +67,7 @@ struct rlimit {
 struct signal_struct {
 	int nr_threads;
 	struct rlimit rlim[16];
-};
-
-struct hlist_node {
-	struct hlist_node *next;
-};
-
-struct hlist_head {
-	struct hlist_node *first;
-};
-
-struct upid {
-	int nr;
-};
-
-struct pid {
-	struct hlist_head tasks[4];
-	struct upid numbers[1];
+	struct pid *pids[4];
 };
 
 /* On x86. */
@@ -93,7 +78,6 @@ struct thread_info {
 struct task_struct___more {
 	struct thread_info thread_info;
 	struct signal_struct *signal;
-	struct hlist_node pid_links[4];
 };
 
 struct path {
@@ -113,23 +97,25 @@ struct perf_event {
 	struct perf_event *parent;
 };
 
-struct proc_inode {
-	struct pid *pid;
-	struct inode vfs_inode;
-};
-
 /* Its own piece of memory from Linux 6.12 on, a part of struct file before. */
 struct fown_struct {
 	struct file *file;
+	struct pid *pid;
 };
 
 struct file___before_6_12 {
 	struct fown_struct f_owner;
 };
 
+struct file___from_6_12 {
+	struct fown_struct *f_owner;
+};
+
 #pragma clang attribute pop
 
-#define vs_offset(field) __builtin_preserve_field_info(field, 0)
+/* A number for each PID namespace that a process is in; each is 16 bytes. */
+#define SIZE_OF_UPID 16
+#define LEVELS 32
 
 /* A context, from its first task to its last. */
 struct vs_context {
@@ -139,34 +125,14 @@ struct vs_context {
 	__u32 init_pid; /* under VS_FLAG_FAKEINIT */
 };
 
-VS_TASKS_MAP;
 /* There is a task for each, so that it can't be filled before `tasks`. */
 VS_MAP(contexts, VS_MAP_HASH, VS_NO_PREALLOC, 32768, __u32, struct vs_context);
 /* The number of the last fresh context. */
 VS_MAP(last_fresh, VS_MAP_ARRAY, 0, 1, __u32, __u32);
 /* Whose SysV IPC objects are, by their address; those of context 0 are not listed. */
 VS_MAP(ipc, VS_MAP_HASH, VS_NO_PREALLOC, 262144, __u64, __u32);
-/* Who said where the signals of a file go, by its address; context 0 is not listed. */
-VS_MAP(owners, VS_MAP_HASH, VS_NO_PREALLOC, 65536, __u64, __u32);
-
-VS_INLINE __u32 context_of(struct task_struct *task)
-{
-	struct vs_task *entry = vs_task_of(task);
-
-	return entry ? entry->context : 0;
-}
-
-VS_INLINE __u32 own_context(void)
-{
-	struct task_struct *task = vs_current();
-
-	return context_of(task);
-}
-
-VS_INLINE int is_host_init(struct task_struct *task)
-{
-	return task->tgid == 1;
-}
+/* Files, by their addresses, whose signals go where context 0 has said. */
+VS_MAP(directed, VS_MAP_HASH, VS_NO_PREALLOC, 262144, __u64, __u32);
 
 /* ---- how long a context lives ---------------------------------------------------------------- */
 
@@ -670,69 +636,10 @@ int perf_event_alloc(__u64 *ctx)
 
 /* ---- /proc ----------------------------------------------------------------------------------- */
 
-/*
- * What stands around an inode of procfs can't be reached by following pointers. A process that is gone hides
- * nothing: procfs itself then has nothing to tell.
- */
-VS_INLINE struct pid *pid_of(struct inode *inode)
-{
-	struct proc_inode *none = NULL;
-	__u64 around = (__u64)inode - vs_offset(none->vfs_inode);
-	struct pid *pid = NULL;
-
-	vs_probe_read_kernel(&pid, sizeof(pid), (void *)(around + vs_offset(none->pid)));
-	return pid;
-}
-
-VS_INLINE int is_hidden(struct pid *pid)
-{
-	struct task_struct *task = vs_current();
-	struct task_struct___more *more = NULL;
-	struct pid *none = NULL;
-	__u32 own = context_of(task);
-	struct vs_task *entry;
-	__u64 first = 0;
-	int number = 0;
-
-	if (own == 1 || is_host_init(task))
-		return 0;
-	vs_probe_read_kernel(&number, sizeof(number), (void *)((__u64)pid + vs_offset(none->numbers[0].nr)));
-	if (number == 1)
-		return 0;
-	vs_probe_read_kernel(&first, sizeof(first), (void *)((__u64)pid + vs_offset(none->tasks[PIDTYPE_PID])));
-	if (!first)
-		return 0;
-	entry = vs_task_of(first - vs_offset(more->pid_links[PIDTYPE_PID]));
-	return (entry ? entry->context : 0) != own;
-}
-
-/* The host's own settings, its power switch and the like: for those under whose ceiling it could be mounted. */
-VS_INLINE int is_barred(void)
-{
-	struct task_struct *task = vs_current();
-	struct vs_task *entry = vs_task_of(task);
-
-	return entry && entry->removed & CAP_BIT(CAP_SYS_ADMIN);
-}
-
 SEC("lsm/file_open")
 int file_open(__u64 *ctx)
 {
-	struct file *file = (void *)ctx[0];
-	struct inode *inode = file->f_inode;
-	struct pid *pid;
-
-	if (inode->i_sb->s_magic != PROC_SUPER_MAGIC)
-		return 0;
-	pid = pid_of(inode);
-	if (pid) {
-		if (is_hidden(pid))
-			return -ENOENT;
-		return 0;
-	}
-	if (file->f_mode & FMODE_WRITE && is_barred())
-		return -EPERM;
-	return 0;
+	return open_of_proc((void *)ctx[0]);
 }
 
 VS_INLINE int look(struct inode *inode)
@@ -857,40 +764,100 @@ int bpf(__u64 *ctx)
 
 /* ---- signals from files ---------------------------------------------------------------------- */
 
-/* Notes who says where a file's signals go. Context 0 is who is not noted, so that a full map helps nobody. */
-VS_INLINE int note_owner(struct file *file, int is_explicit)
+/*
+ * In a guest a process names itself, and nobody else: not even in its own context, for what names a process by an
+ * address can change after it was looked at, and to know it by its number would take a kfunc. So files need no
+ * notes of who named whom that would have to be cleared away at every close. What context 0 names is noted where
+ * it may be somebody else, and gets signals in context 0 only. A note that outlasts its file is cleared as
+ * soon as another file has its address and an owner.
+ */
+VS_INLINE int direct(struct file *file, int is_self)
 {
 	__u64 key = (__u64)file;
-	__u32 own = own_context();
+	__u32 one = 1;
 
-	if (own == 0) {
-		if (is_explicit)
-			vs_map_delete(&owners, &key);
+	if (is_self) {
+		vs_map_delete(&directed, &key);
 		return 0;
 	}
-	if (vs_map_update(&owners, &key, &own, VS_ANY) != 0)
+	if (own_context() != 0)
+		return -EPERM;
+	if (vs_map_update(&directed, &key, &one, VS_ANY) != 0)
 		return -ENOMEM;
+	return 0;
+}
+
+/* The caller becomes the owner, if there is none yet. */
+VS_INLINE int become_owner(struct file *file)
+{
+	struct file___before_6_12 *before = (void *)file;
+	struct file___from_6_12 *from = (void *)file;
+	struct fown_struct *owner = NULL;
+	__u64 key = (__u64)file;
+
+	if (vs_field_exists(owner->file)) {
+		owner = from->f_owner;
+		if (owner && owner->pid)
+			return 0;
+	} else if (before->f_owner.pid) {
+		return 0;
+	}
+	vs_map_delete(&directed, &key);
+	return 0;
+}
+
+/* The number of the caller's process in its own PID namespace. */
+VS_INLINE int own_number(void)
+{
+	struct task_struct___more *more = (void *)vs_current();
+	struct pid *pid = more->signal->pids[PIDTYPE_TGID];
+	struct pid *none = NULL;
+	__u64 at;
+	int number = 0;
+
+	if (!pid || pid->level >= LEVELS)
+		return 0;
+	at = (__u64)pid + vs_offset(none->numbers[0].nr) + pid->level * SIZE_OF_UPID;
+	vs_probe_read_kernel(&number, sizeof(number), (void *)at);
+	return number;
+}
+
+VS_INLINE int any_fcntl(__u64 *ctx, int self)
+{
+	struct file *file = (void *)ctx[0];
+	__u32 command = ctx[1];
+	__s32 owner = ctx[2];
+
+	if (command == F_SETOWN)
+		return direct(file, owner == 0 || owner == self);
+	if (command == F_SETOWN_EX)
+		return direct(file, 0);
+	if (command == F_SETLEASE || command == F_NOTIFY || (command == F_SETFL && owner & FASYNC))
+		return become_owner(file);
 	return 0;
 }
 
 SEC("lsm/file_fcntl")
 int file_fcntl(__u64 *ctx)
 {
-	__u32 command = ctx[1];
+	if ((__u32)ctx[1] == F_SETOWN)
+		return any_fcntl(ctx, own_number());
+	return any_fcntl(ctx, 0);
+}
 
-	if (command == F_SETOWN || command == F_SETOWN_EX)
-		return note_owner((void *)ctx[0], 1);
-	if (command == F_SETLEASE || command == F_NOTIFY || (command == F_SETFL && ctx[2] & FASYNC))
-		return note_owner((void *)ctx[0], 0);
-	return 0;
+/* Where helpers may not read the kernel's memory, guests name nobody. */
+SEC("lsm/file_fcntl")
+int file_fcntl__blind(__u64 *ctx)
+{
+	return any_fcntl(ctx, 0);
 }
 
 VS_INLINE int any_ioctl(__u64 file, __u32 command)
 {
 	if (command == FIOSETOWN || command == SIOCSPGRP)
-		return note_owner((void *)file, 1);
+		return direct((void *)file, 0);
 	if (command == FIOASYNC)
-		return note_owner((void *)file, 0);
+		return become_owner((void *)file);
 	return 0;
 }
 
@@ -906,31 +873,19 @@ int file_ioctl_compat(__u64 *ctx)
 	return any_ioctl(ctx[0], ctx[1]);
 }
 
-SEC("lsm/file_free_security")
-int file_free_security(__u64 *ctx)
-{
-	__u64 key = ctx[0];
-
-	if (vs_map_lookup(&owners, &key))
-		vs_map_delete(&owners, &key);
-	return 0;
-}
-
 SEC("lsm/file_send_sigiotask")
 int file_send_sigiotask(__u64 *ctx)
 {
 	struct task_struct *task = (void *)ctx[0];
 	struct fown_struct *owner = (void *)ctx[1];
 	struct file___before_6_12 *none = NULL;
-	__u32 *noted;
 	__u64 key;
 
 	if (vs_field_exists(owner->file))
 		key = (__u64)owner->file;
 	else
 		key = (__u64)owner - vs_offset(none->f_owner);
-	noted = vs_map_lookup(&owners, &key);
-	if ((noted ? *noted : 0) != context_of(task))
+	if (vs_map_lookup(&directed, &key) && context_of(task) != 0)
 		return -EPERM;
 	return 0;
 }

@@ -39,9 +39,23 @@ pub fn load(host: &Host, object: &'static Object) -> Result<Loaded, BpfError> {
             if let Some(state) = object.state {
                 empty(&pins.map(state))?;
             }
-            bring(host, &held, object)
+            let loaded = bring(host, &held, object, None)?;
+            for other in relying_on(&held, object) {
+                // What it leaves out now is asked twice otherwise, and nothing worse.
+                bring(host, &held, other, None).ok();
+            }
+            Ok(loaded)
         }
     }
+}
+
+/// The loaded objects that leave a hook to this one.
+fn relying_on(held: &Held<'_>, object: &'static Object) -> impl Iterator<Item = &'static Object> {
+    let relies = |other: &Object| {
+        other.left_to.is_some_and(|(_, whom)| std::ptr::eq(whom, object))
+            && !matches!(held.pins.state(other), Ok(State::Absent))
+    };
+    objects::ALL.iter().copied().filter(move |other| relies(other))
 }
 
 /// Empties a map of tasks that outlasted the programs which keep it, as others use it, too: tasks have ended
@@ -63,7 +77,7 @@ pub fn reload(host: &Host, object: &'static Object) -> Result<Loaded, BpfError> 
     let held = pins.take()?;
     match pins.state(object)? {
         State::Absent => Err(BpfError::NotLoaded(object.name)),
-        State::Loaded | State::Other { .. } => bring(host, &held, object),
+        State::Loaded | State::Other { .. } => bring(host, &held, object, None),
     }
 }
 
@@ -74,6 +88,9 @@ pub fn unload(host: &Host, object: &'static Object) -> Result<(), BpfError> {
     let held = pins.take()?;
     let loaded = pins.state(object)? != State::Absent;
     if loaded {
+        for other in relying_on(&held, object) {
+            bring(host, &held, other, Some(object))?;
+        }
         held.retire(object)?;
         wait_until_gone(object);
     }
@@ -101,8 +118,19 @@ fn sweep(held: &Held<'_>, maps: &[&str]) -> Result<(), BpfError> {
     Ok(())
 }
 
-fn bring(host: &Host, held: &Held<'_>, object: &'static Object) -> Result<Loaded, BpfError> {
-    let attached = stage(host, held, object);
+/// Attaches an object's programs; those that it leaves to another are left out, unless that one is `going`.
+fn bring(
+    host: &Host,
+    held: &Held<'_>,
+    object: &'static Object,
+    going: Option<&'static Object>,
+) -> Result<Loaded, BpfError> {
+    let is_at_hand = |other: &'static Object| {
+        !going.is_some_and(|going| std::ptr::eq(going, other))
+            && matches!(held.pins.state(other), Ok(State::Loaded))
+    };
+    let left = object.left_to.filter(|(_, whom)| is_at_hand(whom)).map(|(hook, _)| hook);
+    let attached = stage(host, held, object, left);
     if attached.is_err() {
         // What could not be taken back shows as debris, and is cleared by the next call.
         let left = held.pins.debris();
@@ -113,8 +141,14 @@ fn bring(host: &Host, held: &Held<'_>, object: &'static Object) -> Result<Loaded
 }
 
 /// Everything up to the rename that makes it count.
-fn stage(host: &Host, held: &Held<'_>, object: &'static Object) -> Result<Loaded, BpfError> {
-    let fitting = Fitting::of(host, object)?;
+fn stage(
+    host: &Host,
+    held: &Held<'_>,
+    object: &'static Object,
+    left: Option<&str>,
+) -> Result<Loaded, BpfError> {
+    let mut fitting = Fitting::of(host, object)?;
+    fitting.programs.retain(|one| Some(hook_of(&one.name)) != left);
     fitting.check_maps(held.pins)?;
     let btf = Btf::parse_file(&host.btf, Endianness::default())
         .map_err(|error| BpfError::BadTypes(error.to_string()))?;

@@ -50,6 +50,9 @@ pub struct Object {
     pub needs_lsm: bool,
     /// The map whose entries are tasks that rely on it.
     pub state: Option<&'static str>,
+    /// A hook whose rule another object applies, too. While that one is loaded, the program here is left out: a
+    /// second one on a hook costs every call.
+    pub left_to: Option<(&'static str, &'static Object)>,
     /// Asks the kernel whether the programs of the object are at work.
     pub is_live: fn() -> bool,
 }

@@ -13,6 +13,7 @@ pub static LINK_INVERT: Object = Object {
     last: &["file_ioctl", "task_prctl"],
     needs_lsm: true,
     state: None,
+    left_to: None,
     is_live: || answers(FEATURE_LINK_INVERT),
 };
 
@@ -25,6 +26,7 @@ pub static IPV4ROOT: Object = Object {
     last: &["getsockopt", "setsockopt"],
     needs_lsm: false,
     state: Some("root_tasks"),
+    left_to: None,
     is_live: || getsockopt_abi() == Ok(ABI),
 };
 
@@ -32,11 +34,12 @@ pub static IPV4ROOT: Object = Object {
 pub static CONTEXTS: Object = Object {
     name: "contexts",
     bytes: aya::include_bytes_aligned!("../../bpf/context.o"),
-    maps: &["contexts", "ipc", "last_fresh", "owners", "tasks"],
+    maps: &["contexts", "directed", "ipc", "ipc", "last_fresh", "tasks"],
     optional: &["file_ioctl_compat"],
     last: &["task_prctl"],
     needs_lsm: true,
     state: Some("tasks"),
+    left_to: Some(("file_open", &LINK_INVERT)),
     is_live: || answers(FEATURE_CONTEXTS),
 };
 

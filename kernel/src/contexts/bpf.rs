@@ -5,6 +5,7 @@
 //! | what | by whom |
 //! |---|---|
 //! | signals, ptrace, priorities, affinity, limits to set, process groups and sessions, memory, pidfds, `SIGIO`, performance counters of one process | the programs |
+//! | in a guest, a file's signals go to the process that says so and to no other: `F_SETOWN` with its own number | the programs |
 //! | `/proc/PID`, but for its name in the directory | the programs, unless lockdown is `confidentiality` |
 //! | writing to what is the host's own in `/proc`, once `CAP_SYS_ADMIN` is given up | the programs |
 //! | bpf(2) outside context 0; user namespaces once any capability is given up | the programs |

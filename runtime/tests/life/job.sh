@@ -107,3 +107,22 @@ expect "unloads by force" 0 "link-invert: unloaded" vkernel unload --force
 expect "nothing is left of it" 0 - nothing_pinned
 expect "not loaded, so not unloaded" 1 "is not loaded" vkernel unload link-invert
 expect "writable without programs" 0 - write
+
+# A process elsewhere, looked at from a fresh context: prctl(VS_PRCTL, VS_PRCTL_ENTER, VS_CTX_FRESH, 0, 0).
+sleep 1000 &
+elsewhere=$!
+from_a_context() { perl -e 'syscall(157, 0x56535831, 1, -1, 0, 0); exec "cat", "/proc/$ARGV[0]/status"' $elsewhere; }
+
+expect "loads beside contexts" 0 "contexts: loaded" vkernel load link-invert contexts
+expect "one program for opens" 1 - test -e $pins/contexts/file_open
+expect "elsewhere is hidden" 1 "No such file" from_a_context
+expect "link-invert goes alone" 0 "link-invert: unloaded" vkernel unload --force link-invert
+expect "contexts have their own program then" 0 - test -e $pins/contexts/file_open
+expect "elsewhere is hidden all the same" 1 "No such file" from_a_context
+expect "link-invert comes back" 0 "link-invert: loaded" vkernel load link-invert
+expect "one program for opens again" 1 - test -e $pins/contexts/file_open
+expect "elsewhere is hidden again" 1 "No such file" from_a_context
+expect "both go" 0 "2 features unloaded" vkernel unload --force
+expect "nothing is left of both" 0 - nothing_pinned
+expect "elsewhere shows without programs" 0 "State:" from_a_context
+kill $elsewhere

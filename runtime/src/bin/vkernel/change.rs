@@ -142,7 +142,8 @@ pub(crate) fn unload(out: &Out, host: &Host, unload: &Unload) -> Result<Exit, Pr
     }
     let all = unload.which.features.is_empty();
     let mut tally = Tally::default();
-    for (feature, object) in objects(&asked) {
+    // The last one first: it may rely on what was loaded before it.
+    for (feature, object) in objects(&asked).into_iter().rev() {
         match bpf::unload(host, object) {
             Ok(()) => {
                 let value = json!({ "feature": feature.name(), "how": "unloaded" });

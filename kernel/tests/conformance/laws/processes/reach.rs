@@ -52,11 +52,23 @@ pub(crate) const LAWS: &[Law] = &[
         signal_of_socket(&other, |fd, other| fcntl(fd, libc::F_SETOWN, other.pid()))?;
         went_through(other.was_reached())
     }),
-    allows("SIGIO by F_SETOWN in one context", |_| {
-        enter(&FRESH)?;
+    forbids("SIGIO by FIOSETOWN from context 0", ONLY_PERM, |_| {
+        let other = Other::fresh()?;
+        signal_of_socket(&other, |fd, other| call(libc::SYS_ioctl, &[fd, 0x8901, at(&other.pid)]))?;
+        went_through(other.was_reached())
+    }),
+    allows("SIGIO by F_SETOWN in context 0", |_| {
         let other = Other::here()?;
         signal_of_socket(&other, |fd, other| fcntl(fd, libc::F_SETOWN, other.pid()))?;
         went_through(other.was_reached())
+    }),
+    allows("SIGIO by F_SETOWN to oneself", |_| went_through(Other::start(signal_oneself)?.was_reached())),
+    allows("SIGIO by F_SETOWN to oneself in a PID namespace", |_| {
+        call(libc::SYS_unshare, &[libc::CLONE_NEWPID as usize])?;
+        went_through(Other::start(signal_oneself)?.was_reached())
+    }),
+    allows("SIGIO of a lease that a writer breaks", |_| {
+        went_through(Other::start(lease_oneself)?.was_reached())
     }),
     foreign!("ptrace(PTRACE_ATTACH)", |other| {
         ptrace(libc::PTRACE_ATTACH, &other)?;
@@ -257,12 +269,38 @@ fn vm(number: libc::c_long, other: &Other) -> Call<usize> {
 
 /// Makes a socket's signal go somewhere by `direct`, and the socket send it: SIGWINCH, which the other blocks.
 fn signal_of_socket(other: &Other, direct: fn(usize, &Other) -> Call<usize>) -> Res {
+    signal_of(|fd| direct(fd, other))
+}
+
+fn signal_of(direct: impl FnOnce(usize) -> Call<usize>) -> Res {
     let (read, write) = std::os::unix::net::UnixStream::pair().ready()?;
     let fd = raw::num(&read);
     fcntl(fd, 10, WINCH).ready()?; // F_SETSIG
-    direct(fd, other)?;
+    direct(fd)?;
     fcntl(fd, libc::F_SETFL, libc::O_ASYNC as usize).ready()?;
     std::io::Write::write_all(&mut &write, b"x").ready()
+}
+
+/// From a fresh context.
+fn signal_oneself() -> Res<usize> {
+    enter(&FRESH)?;
+    signal_of(|fd| fcntl(fd, libc::F_SETOWN, std::process::id() as usize))?;
+    Ok(0)
+}
+
+/// From a fresh context; whoever opens the file for writing need not wait.
+fn lease_oneself() -> Res<usize> {
+    enter(&FRESH)?;
+    let path = format!("/run/lease.{}", std::process::id());
+    std::fs::write(&path, b"x").ready()?;
+    let read = std::fs::File::open(&path).ready()?;
+    fcntl(raw::num(&read), 10, WINCH).ready()?; // F_SETSIG
+    fcntl(raw::num(&read), 1024, libc::F_RDLCK as usize).ready()?; // F_SETLEASE
+    let flags = (libc::O_WRONLY | libc::O_NONBLOCK) as usize;
+    let opened = raw::open(&path, flags as i32);
+    std::fs::remove_file(&path).ready()?;
+    went_through(matches!(opened, Err(Errno::AGAIN)))?;
+    Ok(0)
 }
 
 fn sigio(direct: fn(usize, &Other) -> Call<usize>) -> Res {
