@@ -246,11 +246,7 @@ int task_newtask(__u64 *ctx)
 	return 0;
 }
 
-SEC("raw_tp/task_newtask")
-int task_newtask__blind(__u64 *ctx)
-{
-	return 0;
-}
+VS_NO_PROGRAM("raw_tp/task_newtask", task_newtask__blind);
 
 /* Somebody looks it up in /proc: there a number is told that could not be read when the task was made. */
 SEC("lsm/task_to_inode")
@@ -700,32 +696,11 @@ int inode_setattr__args3(__u64 *ctx)
 	return set_attributes((void *)ctx[1], (void *)ctx[2]);
 }
 
-/*
- * Where helpers may not read the kernel's memory, nothing is hidden in /proc: a PID namespace has to.
- */
-SEC("lsm/file_open")
-int file_open__blind(__u64 *ctx)
-{
-	return 0;
-}
-
-SEC("lsm/inode_getattr")
-int inode_getattr__blind(__u64 *ctx)
-{
-	return 0;
-}
-
-SEC("lsm/inode_readlink")
-int inode_readlink__blind(__u64 *ctx)
-{
-	return 0;
-}
-
-SEC("lsm/inode_follow_link")
-int inode_follow_link__blind(__u64 *ctx)
-{
-	return 0;
-}
+/* Where helpers may not read the kernel's memory, nothing is hidden in /proc: a PID namespace has to. */
+VS_NO_PROGRAM("lsm/file_open", file_open__blind);
+VS_NO_PROGRAM("lsm/inode_getattr", inode_getattr__blind);
+VS_NO_PROGRAM("lsm/inode_readlink", inode_readlink__blind);
+VS_NO_PROGRAM("lsm/inode_follow_link", inode_follow_link__blind);
 
 /* ---- the ceiling ----------------------------------------------------------------------------- */
 

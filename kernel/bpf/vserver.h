@@ -37,6 +37,13 @@ typedef long long __s64;
 #define NULL ((void *)0)
 #define SEC(name) __attribute__((section(name), used))
 #define VS_INLINE static inline __attribute__((always_inline))
+/* A variant that does nothing. */
+#define VS_NO_PROGRAM(section, name) \
+	SEC(section) int name(__u64 *ctx) \
+	{                                 \
+		return 0;                 \
+	}                                 \
+	_Static_assert(1, "takes the semicolon")
 #define VS_LICENSE char LICENSE[] SEC("license") = "GPL"
 #define vs_barrier() __asm__ volatile("" ::: "memory")
 #define vs_field_exists(field) __builtin_preserve_field_info(field, 2)

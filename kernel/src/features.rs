@@ -197,21 +197,7 @@ pub fn reliance(host: &Host, feature: Feature, stores: &[crate::Dir]) -> Option<
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn host(place: &std::path::Path) -> Host {
-        Host {
-            bpffs: place.join("bpf"),
-            btf: place.join("btf"),
-            security: place.to_path_buf(),
-            status: place.join("status"),
-            ..Host::default()
-        }
-    }
-
-    #[allow(clippy::disallowed_methods)] // a fixture outside any guest
-    fn put(place: &std::path::Path, name: &str, text: &str) {
-        std::fs::write(place.join(name), text).unwrap();
-    }
+    use crate::bpf::of_files::{host, put};
 
     #[test]
     fn permission_support_and_sleep_are_told_apart() {

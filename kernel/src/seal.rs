@@ -135,6 +135,19 @@ pub enum Verdict {
     Unknown(String),
 }
 
+impl Verdict {
+    /// The stable word for it, and its reason.
+    pub fn in_words(&self) -> (&'static str, &str) {
+        match self {
+            Self::Enforced => ("enforced", ""),
+            Self::Unsupported(why) => ("unsupported", why),
+            Self::NotPermitted(why) => ("not-permitted", why),
+            Self::Inactive(why) => ("inactive", why),
+            Self::Unknown(why) => ("unknown", why),
+        }
+    }
+}
+
 /// One line of the probe's report.
 #[derive(Clone, Debug)]
 pub struct Offer {

@@ -112,12 +112,14 @@ fn is_on(path: &std::path::Path, magic: u64) -> bool {
     statfs(path).is_ok_and(|statfs| statfs.f_type as u64 == magic)
 }
 
+/// A host that is made of files, for tests.
 #[cfg(test)]
-mod tests {
-    use super::*;
+pub(crate) mod of_files {
+    use std::path::Path;
 
-    /// A host that is made of files.
-    fn host(place: &std::path::Path) -> Host {
+    use super::Host;
+
+    pub(crate) fn host(place: &Path) -> Host {
         Host {
             bpffs: place.join("bpf"),
             btf: place.join("btf"),
@@ -129,9 +131,15 @@ mod tests {
     }
 
     #[allow(clippy::disallowed_methods)] // a fixture outside any guest
-    fn put(place: &std::path::Path, name: &str, text: &str) {
+    pub(crate) fn put(place: &Path, name: &str, text: &str) {
         std::fs::write(place.join(name), text).unwrap();
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::of_files::{host, put};
+    use super::*;
 
     #[test]
     fn what_is_missing_is_said_in_order() {

@@ -31,6 +31,8 @@ pub use pins::{Pins, State};
 pub use roots::Roots;
 
 pub(crate) use abi::*;
+#[cfg(test)]
+pub(crate) use host::of_files;
 pub(crate) use sys::{getsockopt_abi, getsockopt_root, ioctl_answer, prctl_answer, setsockopt_root};
 
 /// An eBPF object that is built in.

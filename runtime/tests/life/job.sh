@@ -126,3 +126,39 @@ expect "both go" 0 "2 features unloaded" vkernel unload --force
 expect "nothing is left of both" 0 - nothing_pinned
 expect "elsewhere shows without programs" 0 "State:" from_a_context
 kill $elsewhere
+
+# A table of tasks for 256 of them, and room for more processes than that.
+limit=/proc/sys/kernel/threads-max
+before=$(cat $limit)
+echo 256 >$limit
+expect "a small table" 0 "contexts: loaded" vkernel load contexts
+echo "$before" >$limit
+crowd() {
+    perl -e '
+        pipe(my $told, my $tell);
+        my $host = fork;
+        if (!$host) { close $tell; <$told>; my $child = fork; exit(defined $child ? 0 : 1) }
+        syscall(157, 0x56535831, 1, -1, 0, 0);
+        my @children;
+        while (@children < 1000) {
+            my $child = fork;
+            last unless defined $child;
+            if (!$child) { close $tell; sleep 1000; exit }
+            push @children, $child;
+        }
+        my $refused = $!{EAGAIN} ? 1 : 0;
+        print $tell "now\n";
+        close $tell;
+        waitpid $host, 0;
+        my $host_forks = $? == 0;
+        kill 9, @children;
+        1 while wait != -1;
+        # The kernel forgets a task a little later than its parent.
+        my $again;
+        for (1 .. 100) { last if defined($again = fork); select undef, undef, undef, 0.1 }
+        exit 0 if defined $again && !$again;
+        print "refused $refused after ", scalar @children, ", host $host_forks, again ", defined $again, "\n";
+        exit !($refused && @children > 100 && @children < 256 && $host_forks && defined $again);'
+}
+expect "a full table refuses forks, but not the host's" 0 "refused 1" crowd
+expect "the small table goes" 0 "1 feature unloaded" vkernel unload --force contexts

@@ -43,7 +43,7 @@ fn sample() -> Result<Option<Dir>, Problem> {
 }
 
 fn show(out: &Out, pins: &Pins, standing: &Standing) {
-    let (verdict, why) = word(&standing.verdict);
+    let (verdict, why) = standing.verdict.in_words();
     let object = standing.feature.object();
     let programs = object.map(|object| pins.attached(object)).unwrap_or_default();
     let state = object.map(|object| pins.state(object));
@@ -95,17 +95,6 @@ fn show_roots(out: &Out, roots: &Roots) {
     } else if roots.spilled > 0 {
         let why = format!("the table of roots was full: {} tasks were put beside it", roots.spilled);
         out.warn(&Problem::new(why).cure(cure));
-    }
-}
-
-/// The stable word for a verdict, and its reason.
-fn word(verdict: &Verdict) -> (&'static str, &str) {
-    match verdict {
-        Verdict::Enforced => ("enforced", ""),
-        Verdict::Unsupported(why) => ("unsupported", why),
-        Verdict::NotPermitted(why) => ("not-permitted", why),
-        Verdict::Inactive(why) => ("inactive", why),
-        Verdict::Unknown(why) => ("unknown", why),
     }
 }
 

@@ -9,7 +9,7 @@ use store::{Access, IdentityPolicy, ObjectName, Store};
 use unify::Error;
 use unify::maintain::{Kept, Status, expected_seal};
 
-use super::show::{KeptShown, RunShown, utc, verdict};
+use super::show::{KeptShown, RunShown, utc};
 use super::{Setting, Where};
 
 /// Runs that `status` shows.
@@ -167,7 +167,7 @@ fn show_quarantine(setting: &Setting<'_>, kept: &[Kept]) {
 
 fn show_protection(setting: &Setting<'_>, status: &Status) {
     for offer in &status.protection {
-        let (word, why) = verdict(&offer.verdict);
+        let (word, why) = offer.verdict.in_words();
         let tagged = status.objects.seals.get(offer.seal.name()).copied().unwrap_or(0);
         let value = json!({
             "seal": offer.seal.name(),

@@ -1,7 +1,6 @@
 //! Words and figures that several commands show.
 
 use cli::PathText;
-use kernel::Verdict;
 use serde::Serialize;
 use store::journal::Run;
 use unify::maintain::Kept;
@@ -62,17 +61,6 @@ impl RunShown {
             Some(by) => format!("{}, undone by {by}", self.outcome),
             None => self.outcome.to_owned(),
         }
-    }
-}
-
-/// The stable word for a verdict, and its reason.
-pub(crate) fn verdict(verdict: &Verdict) -> (&'static str, &str) {
-    match verdict {
-        Verdict::Enforced => ("enforced", ""),
-        Verdict::Unsupported(why) => ("unsupported", why),
-        Verdict::NotPermitted(why) => ("not-permitted", why),
-        Verdict::Inactive(why) => ("inactive", why),
-        Verdict::Unknown(why) => ("unknown", why),
     }
 }
 
