@@ -41,12 +41,13 @@ static struct sockaddr_in6 v6(const char *address, int port)
 	return sin6;
 }
 
-static int bound4(int type, const char *address, int port)
+/* A socket on which the call, bind or connect, has worked; or -1 and its error. */
+static int socket_after(int (*call)(int, const struct sockaddr *, socklen_t), int type, const void *name,
+			socklen_t length)
 {
-	struct sockaddr_in sin = v4(address, port);
-	int fd = socket(AF_INET, type | SOCK_CLOEXEC, 0), error;
+	int fd = socket(((const struct sockaddr *)name)->sa_family, type | SOCK_CLOEXEC, 0), error;
 
-	if (bind(fd, (void *)&sin, sizeof(sin))) {
+	if (call(fd, name, length)) {
 		error = errno;
 		close(fd);
 		errno = error;
@@ -55,18 +56,18 @@ static int bound4(int type, const char *address, int port)
 	return fd;
 }
 
+static int bound4(int type, const char *address, int port)
+{
+	struct sockaddr_in sin = v4(address, port);
+
+	return socket_after(bind, type, &sin, sizeof(sin));
+}
+
 static int bound6(int type, const char *address, int port)
 {
 	struct sockaddr_in6 sin6 = v6(address, port);
-	int fd = socket(AF_INET6, type | SOCK_CLOEXEC, 0), error;
 
-	if (bind(fd, (void *)&sin6, sizeof(sin6))) {
-		error = errno;
-		close(fd);
-		errno = error;
-		return -1;
-	}
-	return fd;
+	return socket_after(bind, type, &sin6, sizeof(sin6));
 }
 
 /* The address of the socket, or of its peer, as text. */
@@ -89,29 +90,15 @@ static const char *name_of(int fd, int peer)
 static int connected4(int type, const char *address, int port)
 {
 	struct sockaddr_in sin = v4(address, port);
-	int fd = socket(AF_INET, type | SOCK_CLOEXEC, 0), error;
 
-	if (connect(fd, (void *)&sin, sizeof(sin))) {
-		error = errno;
-		close(fd);
-		errno = error;
-		return -1;
-	}
-	return fd;
+	return socket_after(connect, type, &sin, sizeof(sin));
 }
 
 static int connected6(int type, const char *address, int port)
 {
 	struct sockaddr_in6 sin6 = v6(address, port);
-	int fd = socket(AF_INET6, type | SOCK_CLOEXEC, 0), error;
 
-	if (connect(fd, (void *)&sin6, sizeof(sin6))) {
-		error = errno;
-		close(fd);
-		errno = error;
-		return -1;
-	}
-	return fd;
+	return socket_after(connect, type, &sin6, sizeof(sin6));
 }
 
 static int send_to(int fd, const char *address, int port)

@@ -31,6 +31,9 @@ void check(int ok, const char *format, ...) __attribute__((format(printf, 2, 3))
 /* Runs the function in a child and waits; a child that dies is a failure. */
 void in_child(void (*function)(void *), void *argument);
 
+/* Forks until it may not, or there are so many, and ends them all; how many there were, and the error. */
+int fork_all(int most);
+
 /* What /proc/PID/status says, 0 for the caller; empty where there is no such line. */
 const char *status_of(pid_t pid, const char *name);
 

@@ -354,26 +354,13 @@ static void signals_by_file(void *argument)
 static void nproc(void *argument)
 {
 	struct rlimit limit = { 5, 5 };
-	pid_t children[16];
-	int made = 0, i, round;
+	int made, round;
 
 	(void)argument;
 	setrlimit(RLIMIT_NPROC, &limit);
 	WORKS(new_s_context(-1, 0, NPROC), "a context with nproc");
-	for (i = 0; i < 16; i++) {
-		pid_t child = fork();
-
-		if (!child) {
-			pause();
-			_exit(0);
-		}
-		if (child < 0)
-			break;
-		children[made++] = child;
-	}
+	made = fork_all(16);
 	check(made == 4 && errno == EAGAIN, "five processes in all, and even root has no more (%d)", made);
-	while (made)
-		kill(children[--made], SIGKILL), waitpid(children[made], NULL, 0);
 	for (round = 0; round < 200; round++) {
 		pid_t child = fork();
 

@@ -161,30 +161,6 @@ static void barrier(void)
 	in_child(climb, NULL);
 }
 
-/* Forks until it may not; how many children there were. */
-static int fork_all(int most)
-{
-	pid_t children[64];
-	int made = 0, count;
-
-	while (made < most && made < 64) {
-		pid_t child = fork();
-
-		if (!child) {
-			pause();
-			_exit(0);
-		}
-		if (child < 0)
-			break;
-		children[made++] = child;
-	}
-	for (count = made; made; made--) {
-		kill(children[made - 1], SIGKILL);
-		waitpid(children[made - 1], NULL, 0);
-	}
-	return count;
-}
-
 static void limited_user(void *context)
 {
 	struct rlimit limit = { 8, 8 };
@@ -371,7 +347,9 @@ static void sched(void *argument)
 	check(!status, "a new session stays in it");
 }
 
-#define SEAL_FLAGS (FS_IMMUTABLE_FL | 0x08000000u)
+/* Immutable and link-invert, which ext4 has; and the pair of flags that stands for them under honour_tag. */
+#define OWN_SEAL (FS_IMMUTABLE_FL | 0x08000000u)
+#define TAG_SEAL (FS_NOATIME_FL | FS_SYNC_FL)
 
 static void no_copies(void *argument)
 {
@@ -397,19 +375,21 @@ static void write_shared(void *argument)
 	DENIED(open("guest/g", O_WRONLY), EACCES, "a user who may not write to it gets no copy");
 }
 
-static void own_copies(void)
+static void own_copies(const char *device, const char *type, unsigned seal)
 {
 	struct stat shared, copy, other;
 	struct timespec times[2] = { { 1000, 1 }, { 2000, 2 } };
 	char text[32] = "", value[16] = "";
-	unsigned flags = SEAL_FLAGS | FS_EXTENT_FL;
+	const char *place = seal == TAG_SEAL ? "/mnt/cow/tag" : "/mnt/cow/own";
+	unsigned flags = 0;
 	int fd;
 
 	mkdir("/mnt/cow", 0755);
-	if (mount("/dev/vda", "/mnt/cow", "ext4", 0, NULL) || chdir("/mnt/cow")) {
-		check(0, "mount ext4");
+	if (mount(device, "/mnt/cow", type, 0, NULL) || mkdir(place, 0755) || chdir(place)) {
+		check(0, "mount %s", type);
 		return;
 	}
+	write_file("/proc/sys/fs/vserver/honour_tag", seal == TAG_SEAL ? "1" : "0");
 	mkdir("guest", 0755);
 	write_file("f", "shared");
 	setxattr("f", "user.kept", "yes", 3, 0);
@@ -418,7 +398,9 @@ static void own_copies(void)
 	    link("f", "guest/g") || link("f", "guest/h"))
 		check(0, "prepare a shared file");
 	fd = open("f", O_RDONLY);
-	WORKS(ioctl(fd, FS_IOC_SETFLAGS, &flags), "seal it");
+	ioctl(fd, FS_IOC_GETFLAGS, &flags);
+	flags |= seal;
+	WORKS(ioctl(fd, FS_IOC_SETFLAGS, &flags), "seal it on %s", type);
 	close(fd);
 	stat("f", &shared);
 	in_child(no_copies, NULL);
@@ -441,7 +423,11 @@ static void own_copies(void)
 	check(getxattr("guest/f", "user.kept", value, sizeof(value)) == 3, "user attributes");
 	check(getxattr("guest/f", "trusted.kept", value, sizeof(value)) == 3, "trusted attributes");
 	check(!names("guest", ".copy"), "no other name is left");
+	fd = open("guest/f", O_RDWR);
+	check(fd >= 0, "the copy is not sealed");
+	close(fd);
 	write_file("/proc/sys/fs/vserver/copy_on_write", "0");
+	write_file("/proc/sys/fs/vserver/honour_tag", "0");
 	if (!chdir("/"))
 		umount("/mnt/cow");
 }
@@ -455,5 +441,8 @@ void test_guests(void)
 	in_child(fake_init, NULL);
 	in_child(child_of_the_dead, NULL);
 	in_child(sched, NULL);
-	own_copies();
+	own_copies("/dev/vda", "ext4", OWN_SEAL);
+	own_copies("/dev/vda", "ext4", TAG_SEAL);
+	own_copies("/dev/vdb", "xfs", TAG_SEAL);
+	own_copies("/dev/vdc", "btrfs", TAG_SEAL);
 }

@@ -2,6 +2,7 @@
 /* The first process of a virtual machine: runs all tests and powers off. */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <sys/io.h>
@@ -45,6 +46,31 @@ void in_child(void (*function)(void *), void *argument)
 	waitpid(child, &status, 0);
 	if (status)
 		check(0, "a child ended with status %x", status);
+}
+
+int fork_all(int most)
+{
+	pid_t children[64];
+	int made = 0, count, error;
+
+	while (made < most && made < 64) {
+		pid_t child = fork();
+
+		if (!child) {
+			pause();
+			_exit(0);
+		}
+		if (child < 0)
+			break;
+		children[made++] = child;
+	}
+	error = errno;
+	for (count = made; made; made--) {
+		kill(children[made - 1], SIGKILL);
+		waitpid(children[made - 1], NULL, 0);
+	}
+	errno = error;
+	return count;
 }
 
 const char *status_of(pid_t pid, const char *name)

@@ -110,6 +110,7 @@ fn rest(column: &str, told: &BTreeSet<&str>, cell: &Cell) {
 
 /// Runs on the machine itself, and prints findings: of roots, and why there are none of other laws.
 pub(crate) fn host_agent() -> Result<(), String> {
+    let _turn = ipv4root::turn().map_err(|error| format!("waiting for another suite: {error}"))?;
     for group in laws::ALL {
         let object = match group.laws {
             Laws::Roots => continue,

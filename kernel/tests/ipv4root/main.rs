@@ -25,6 +25,13 @@ fn main() -> ExitCode {
         fixtures::skip::note("ipv4root", &skip.0);
         return ExitCode::SUCCESS;
     }
+    let _turn = match ipv4root::turn() {
+        Ok(turn) => turn,
+        Err(error) => {
+            eprintln!("ipv4root: waiting for another suite on this machine: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     if (objects::IPV4ROOT.is_live)() {
         fixtures::skip::note("ipv4root", "needs a machine where ipv4root is not loaded (vkernel unload)");
         return ExitCode::SUCCESS;

@@ -47,6 +47,13 @@ pub(crate) enum Trouble {
     Fault(String),
 }
 
+/// The programs are the whole machine's, so those who load them there take turns. A turn ends when it is dropped.
+pub(crate) fn turn() -> std::io::Result<std::fs::File> {
+    let lock = std::fs::File::create(std::env::temp_dir().join("vserver-ipv4root.lock"))?;
+    lock.lock()?;
+    Ok(lock)
+}
+
 /// The names of all laws, and whether each has to be broken where nobody enforces it.
 pub(crate) fn names() -> impl Iterator<Item = (&'static str, bool)> {
     let laws = GROUPS.iter().copied().flatten().map(|law| (law.name, law.kind == Kind::Enforced));

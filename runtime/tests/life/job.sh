@@ -122,6 +122,18 @@ expect "elsewhere is hidden all the same" 1 "No such file" from_a_context
 expect "link-invert comes back" 0 "link-invert: loaded" vkernel load link-invert
 expect "one program for opens again" 1 - test -e $pins/contexts/file_open
 expect "elsewhere is hidden again" 1 "No such file" from_a_context
+perl -e '
+    syscall(157, 0x56535831, 1, -1, 0, 0);
+    open my $in, ">", "/run/in";
+    while (!-e "/run/look") { select undef, undef, undef, 0.1 }
+    exec "cat", "/proc/$ARGV[0]/status"' $elsewhere >/run/seen 2>&1 &
+guest=$!
+until [ -e /run/in ]; do sleep 0.1; done
+expect "a running guest holds contexts" 1 "1 running tasks rely on contexts" vkernel unload contexts
+expect "reloads under a running guest" 0 "2 features reloaded" vkernel reload
+touch /run/look
+wait $guest
+expect "a guest stays in its context" 0 "No such file" cat /run/seen
 expect "both go" 0 "2 features unloaded" vkernel unload --force
 expect "nothing is left of both" 0 - nothing_pinned
 expect "elsewhere shows without programs" 0 "State:" from_a_context
