@@ -277,18 +277,21 @@ fn limit(count: u64) -> Res {
     call(libc::SYS_prlimit64, &[0, libc::RLIMIT_NPROC as usize, at(&pair), 0]).ready().map(drop)
 }
 
-/// Starts as many children, which do something and then wait until the law is over.
+/// Starts as many children, one when the other has done something; then they wait until the law is over.
 fn spawn(count: u32, first: fn() -> i32) -> Res {
     let (released, _hold) = std::io::pipe().ready()?;
+    let (mut done, tell) = std::io::pipe().ready()?;
     for _ in 0..count {
         try_fork(|| {
             let status = first();
+            std::io::Write::write_all(&mut &tell, b"x").ok();
             // The end that this child holds itself is never closed: the alarm of the law, or its end, is.
             call(libc::SYS_prctl, &[libc::PR_SET_PDEATHSIG as usize, libc::SIGKILL as usize]).ok();
             call(libc::SYS_alarm, &[5]).ok();
             std::io::Read::read(&mut &released, &mut [0]).ok();
             status
         })?;
+        std::io::Read::read_exact(&mut done, &mut [0]).ready()?;
     }
     Ok(())
 }
