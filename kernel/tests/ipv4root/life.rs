@@ -41,7 +41,7 @@ fn roots(host: &Host) -> Res<Roots> {
 
 fn forgets(_: &Case<'_>, host: &Host) -> Res {
     // The kernel frees a task a moment after it has ended.
-    for _ in 0..100 {
+    for _ in 0..300 {
         if roots(host)?.tasks == 0 {
             break;
         }
