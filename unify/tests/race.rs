@@ -23,13 +23,16 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::{FileExt, MetadataExt, symlink};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use common::{REAL, World};
-use fixtures::{Compare, LoopFs, Manifest, Rng, Snapshot};
+use fixtures::{Call, Compare, Fault, Faulty, LoopFs, Manifest, Op, Rng, Script, Snapshot, When};
+use kernel::Errno;
 use unify::Scope;
 
 const WRITERS: usize = 4;
@@ -374,4 +377,111 @@ fn no_write_is_lost_and_nothing_outside_is_touched() {
     }
     let met = ["busy", "changed", "vanished"].iter().filter_map(|why| sums.get(why)).sum::<u64>();
     assert!(met > 0, "never met: {sums:?}");
+}
+
+// ---- moments that the writers above seldom meet, made to happen ----
+
+/// Two guests with the same tree, in a directory that goes with the first of the pair.
+fn twins(guest: &str) -> (tempfile::TempDir, World) {
+    let place = tempfile::tempdir().unwrap();
+    let guest = Manifest::parse(guest).unwrap();
+    let world = World::new(place.path(), &[guest.clone(), guest]);
+    (place, world)
+}
+
+fn text(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap()
+}
+
+/// Waits until somebody who wants to write the file of this number waits for its lease.
+fn await_break(ino: u64) {
+    let file = format!(":{ino} ");
+    let waits = |lock: &str| lock.contains("BREAKING") && lock.contains(&file);
+    let began = Instant::now();
+    while !std::fs::read_to_string("/proc/locks").unwrap().lines().any(waits) {
+        assert!(began.elapsed() < Duration::from_secs(20), "nobody waits to write inode {ino}");
+        std::thread::yield_now();
+    }
+}
+
+/// A process that has looked a name up, and not opened what it has found. Descriptors of names alone break no
+/// lease.
+struct LookedUp(File);
+
+impl LookedUp {
+    fn new(path: &Path) -> Self {
+        let flags = rustix::fs::OFlags::PATH.bits() as i32;
+        Self(File::options().read(true).custom_flags(flags).open(path).unwrap())
+    }
+
+    /// Opens the file for writing in a thread, and writes `text` when it may. Returns as soon as it waits.
+    fn write<'s>(self, scope: &'s std::thread::Scope<'s, '_>, text: &'static [u8]) {
+        let ino = self.0.metadata().unwrap().ino();
+        scope.spawn(move || {
+            let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+            let file = File::options().write(true).open(path).unwrap();
+            file.write_all_at(text, 0).unwrap();
+        });
+        await_break(ino);
+    }
+}
+
+/// A guest looks its name up while it is that of a private copy, and writes what it has found: before the copy
+/// is taken back for the sake of a writer of the object, or in the very moment that it is.
+#[test]
+fn a_private_copy_that_its_guest_writes_is_not_taken_back() {
+    for late in [false, true] {
+        let (_place, world) = twins("f usr/a \"as delivered\"\n");
+        world.unify(&REAL).unwrap();
+        let [copied, other] = [0, 1].map(|guest| world.guests[guest].join("usr/a"));
+        let exchanges = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            let looked_up = Mutex::new(None);
+            let hook = |_: usize, _: &Call| match exchanges.fetch_add(1, Ordering::SeqCst) {
+                0 => {
+                    LookedUp::new(&other).write(scope, b"");
+                    let copy = LookedUp::new(&copied);
+                    if late {
+                        *looked_up.lock().unwrap() = Some(copy);
+                    } else {
+                        copy.write(scope, b"AS");
+                    }
+                }
+                1 if late => looked_up.lock().unwrap().take().unwrap().write(scope, b"AS"),
+                _ => {}
+            };
+            let script = Script::new().every_of(Op::Exchange, Fault::Hook(When::After, Box::new(hook)));
+            world.undo(&Faulty::new(&REAL, script), &Scope::default()).unwrap();
+        });
+        assert_eq!(exchanges.into_inner(), if late { 3 } else { 1 });
+        assert_eq!([text(&copied), text(&other)], ["AS delivered", "as delivered"]);
+        assert!(!world.shares("usr/a") && world.is_tidy());
+    }
+}
+
+/// The same when an undo was cut off between two names of a file, and recovery takes the first back.
+#[test]
+fn a_private_copy_that_its_guest_writes_is_not_taken_back_by_recovery() {
+    let (_place, world) = twins("f usr/a \"as delivered\"\nh usr/b usr/a\n");
+    world.unify(&REAL).unwrap();
+    let [copied, other] = ["usr/a", "usr/b"].map(|name| world.guests[0].join(name));
+    let exchanges = AtomicUsize::new(0);
+    let cut_off =
+        (2..9).fold(Script::new(), |script, n| script.nth_of(Op::Exchange, n, Fault::Fail(Errno::IO)));
+    world.undo(&Faulty::new(&REAL, cut_off), &Scope::default()).unwrap_err();
+    assert!(!world.shares("usr/a") && world.shares("usr/b"));
+    std::thread::scope(|scope| {
+        let looked_up = Mutex::new(Some(LookedUp::new(&copied)));
+        let hook = |_: usize, _: &Call| {
+            exchanges.fetch_add(1, Ordering::SeqCst);
+            if let Some(copy) = looked_up.lock().unwrap().take() {
+                copy.write(scope, b"AS");
+            }
+        };
+        let script = Script::new().every_of(Op::Exchange, Fault::Hook(When::After, Box::new(hook)));
+        world.recover(&Faulty::new(&REAL, script)).unwrap();
+    });
+    assert_eq!(exchanges.into_inner(), 2);
+    assert_eq!([text(&copied), text(&other)], ["AS delivered", "as delivered"]);
+    assert!(world.shares("usr/b") && world.is_tidy());
 }

@@ -41,8 +41,11 @@ pub fn load(host: &Host, object: &'static Object) -> Result<Loaded, BpfError> {
             }
             let loaded = bring(host, &held, object, None)?;
             for other in relying_on(&held, object) {
-                // What it leaves out now is asked twice otherwise, and nothing worse.
-                bring(host, &held, other, None).ok();
+                // Another build's is not ours to replace here. What is left out now is asked twice otherwise, and
+                // nothing worse.
+                if matches!(pins.state(other), Ok(State::Loaded)) {
+                    bring(host, &held, other, None).ok();
+                }
             }
             Ok(loaded)
         }
