@@ -140,10 +140,15 @@ fn other(why: &str) -> (Verdict, &'static str) {
 /// pins takes the answer for it.
 pub(crate) fn loaded(host: &Host, feature: Feature) -> (Verdict, &'static str) {
     let Some(object) = feature.object() else { return (Verdict::Enforced, BETTER) };
-    match Pins::of(host).state(object) {
+    let pins = Pins::of(host);
+    match pins.state(object) {
         Ok(State::Other { version }) => other(&format!("what is loaded is {version}")),
         Ok(State::Absent) => other("its programs answer, but are not pinned: they end with their loader"),
-        Ok(State::Loaded) | Err(_) => (Verdict::Enforced, BETTER),
+        Ok(State::Loaded) => match pins.let_down(object) {
+            Some(whom) => other(&format!("the program that it leaves a hook to, {whom}'s, is gone")),
+            None => (Verdict::Enforced, BETTER),
+        },
+        Err(_) => (Verdict::Enforced, BETTER),
     }
 }
 

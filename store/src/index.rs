@@ -1,10 +1,12 @@
 //! What earlier runs found, so that the next one need not look again.
 //!
 //! A cache: every row can be found again by walking the guests, and nothing here proves a content (law 2).
-//! It is read once into flat arrays and written back in one transaction. A damaged index is an empty one.
+//! It is read once into flat arrays, piece by piece, and written back in one transaction. A damaged index is an
+//! empty one.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::result::Result as Outcome;
 
 use rusqlite::{Connection, params};
 
@@ -13,10 +15,10 @@ use crate::wire::{Reader, Writer};
 use crate::{ObjectId, Result, Store};
 
 /// Version of rows and tables, kept in `user_version`. Another version is an empty index.
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
 
-/// Rows are kept in pieces of this many bytes: `SQLite` holds one at a time, and far more would be its limit.
-const PIECE: usize = 1 << 20;
+/// Rows are kept in pieces of about this many bytes: one at a time is in memory beside what is made of it.
+const PIECE: usize = 1 << 18;
 
 /// No number: a file without a digest, a directory that was not read.
 pub const NONE: u32 = u32::MAX;
@@ -202,29 +204,17 @@ impl Census {
         &self.files[row.first_file as usize..(row.first_file + row.files) as usize]
     }
 
-    fn encode(&self) -> Vec<u8> {
-        let rows = self.dirs.len() * DirRow::BYTES + self.files.len() * FileRow::BYTES;
-        let mut out = Writer(Vec::with_capacity(rows + self.names.len() + self.ids.len() * 32 + 24));
-        out.u64(self.fingerprint);
-        out.u32(self.dirs.len() as u32);
-        self.dirs.iter().for_each(|row| row.put(&mut out));
-        out.u32(self.files.len() as u32);
-        self.files.iter().for_each(|row| row.put(&mut out));
-        out.bytes(&self.names);
-        out.u32(self.ids.len() as u32);
-        self.ids.iter().for_each(|id| out.raw(&id.0));
-        out.0
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut input = Reader(bytes);
-        let fingerprint = input.u64()?;
-        let dirs = rows(&mut input, DirRow::BYTES, DirRow::get)?;
-        let files = rows(&mut input, FileRow::BYTES, FileRow::get)?;
-        let names = input.bytes()?.to_vec();
-        let ids = rows(&mut input, 32, |input| input.array().map(ObjectId))?;
-        let census = Self { fingerprint, dirs, files, names, ids };
-        (input.0.is_empty() && census.is_sound()).then_some(census)
+    /// Hands out the pieces that the census is kept in. No row is cut in two.
+    fn encode<E>(&self, mut put: impl FnMut(&[u8]) -> Outcome<(), E>) -> Outcome<(), E> {
+        let mut head = Writer::default();
+        head.u64(self.fingerprint);
+        let counts = [self.dirs.len(), self.files.len(), self.names.len(), self.ids.len()];
+        counts.into_iter().for_each(|count| head.u32(count as u32));
+        put(&head.0)?;
+        put_rows(&self.dirs, DirRow::BYTES, DirRow::put, &mut put)?;
+        put_rows(&self.files, FileRow::BYTES, FileRow::put, &mut put)?;
+        self.names.chunks(PIECE).try_for_each(&mut put)?;
+        put_rows(&self.ids, ID_BYTES, |id, out| out.raw(&id.0), &mut put)
     }
 
     /// Whether every reference leads somewhere and every chain of parents ends: a damaged index must not
@@ -251,19 +241,83 @@ impl Census {
     }
 }
 
-/// Rows behind their number, in a vector that is not a byte too large.
-fn rows<T>(
-    input: &mut Reader<'_>,
+/// Rows of so many bytes each, as many in a piece as fit.
+fn put_rows<T, E>(
+    rows: &[T],
     bytes: usize,
-    mut get: impl FnMut(&mut Reader<'_>) -> Option<T>,
-) -> Option<Vec<T>> {
-    let count = input.count(bytes)?;
-    let mut rows = Vec::with_capacity(count);
-    for _ in 0..count {
-        rows.push(get(input)?);
+    write: impl Fn(&T, &mut Writer),
+    mut put: impl FnMut(&[u8]) -> Outcome<(), E>,
+) -> Outcome<(), E> {
+    let mut piece = Writer(Vec::with_capacity(rows.len().min(PIECE / bytes) * bytes));
+    for some in rows.chunks(PIECE / bytes) {
+        piece.0.clear();
+        some.iter().for_each(|row| write(row, &mut piece));
+        put(&piece.0)?;
     }
-    Some(rows)
+    Ok(())
 }
+
+/// A census that is put together from its pieces. Its vectors are not a byte too large.
+struct Decoder {
+    census: Census,
+    dirs: usize,
+    files: usize,
+    names: usize,
+    ids: usize,
+}
+
+impl Decoder {
+    const HEAD: u64 = 8 + 4 * 4;
+
+    /// Begins with the first piece of a census that is `length` bytes in all: a damaged count allocates nothing.
+    fn new(head: &[u8], length: u64) -> Option<Self> {
+        let mut input = Reader(head);
+        let fingerprint = input.u64()?;
+        let mut count = || Some(input.u32()? as usize);
+        let (dirs, files, names, ids) = (count()?, count()?, count()?, count()?);
+        let rows = |count: usize, bytes: usize| (count * bytes) as u64;
+        let all =
+            rows(dirs, DirRow::BYTES) + rows(files, FileRow::BYTES) + rows(names, 1) + rows(ids, ID_BYTES);
+        if !input.0.is_empty() || all + Self::HEAD != length {
+            return None;
+        }
+        let census = Census {
+            fingerprint,
+            dirs: Vec::with_capacity(dirs),
+            files: Vec::with_capacity(files),
+            names: Vec::with_capacity(names),
+            ids: Vec::with_capacity(ids),
+        };
+        Some(Self { census, dirs, files, names, ids })
+    }
+
+    fn take(&mut self, piece: &[u8]) -> Option<()> {
+        let (mut input, census) = (Reader(piece), &mut self.census);
+        while !input.0.is_empty() {
+            if census.dirs.len() < self.dirs {
+                census.dirs.push(DirRow::get(&mut input)?);
+            } else if census.files.len() < self.files {
+                census.files.push(FileRow::get(&mut input)?);
+            } else if census.names.len() < self.names {
+                let count = input.0.len().min(self.names - census.names.len());
+                census.names.extend_from_slice(input.raw(count)?);
+            } else if census.ids.len() < self.ids {
+                census.ids.push(ObjectId(input.array()?));
+            } else {
+                return None;
+            }
+        }
+        Some(())
+    }
+
+    fn finish(self) -> Option<Census> {
+        let Self { census, dirs, files, names, ids } = self;
+        let lengths = (census.dirs.len(), census.files.len(), census.names.len(), census.ids.len());
+        (lengths == (dirs, files, names, ids) && census.is_sound()).then_some(census)
+    }
+}
+
+const ID_BYTES: usize = 32;
 
 /// An object as it looked when it was last checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -272,6 +326,19 @@ pub struct ObjectRow {
     pub ino: u64,
     /// [`crate::identity::class`] of its metadata.
     pub class: u64,
+}
+
+impl ObjectRow {
+    const BYTES: usize = 16;
+
+    fn put(&self, out: &mut Writer) {
+        out.u64(self.ino);
+        out.u64(self.class);
+    }
+
+    fn get(input: &mut Reader<'_>) -> Option<Self> {
+        Some(Self { ino: input.u64()?, class: input.u64()? })
+    }
 }
 
 /// An open index.
@@ -311,7 +378,15 @@ impl Index {
 
     /// What is known of a guest, by its path relative to the store's base.
     pub fn census(&self, guest: &Path) -> Option<Census> {
-        Census::decode(&self.pieces(guest.as_os_str().as_bytes())?)
+        let mut decoder: Option<Decoder> = None;
+        self.for_each_piece(guest.as_os_str().as_bytes(), |length, piece| {
+            if let Some(decoder) = &mut decoder {
+                return decoder.take(piece);
+            }
+            decoder = Some(Decoder::new(piece, length)?);
+            Some(())
+        })?;
+        decoder?.finish()
     }
 
     /// The guests something is known of.
@@ -326,24 +401,31 @@ impl Index {
 
     /// The objects as they were last seen, by inode number.
     pub fn objects(&self) -> Vec<ObjectRow> {
-        let bytes = self.pieces(b"").unwrap_or_default();
-        let mut input = Reader(&bytes);
-        let row = || Some(ObjectRow { ino: input.u64()?, class: input.u64()? });
-        let mut rows = Vec::with_capacity(bytes.len() / 16);
-        rows.extend(std::iter::from_fn(row));
-        rows
+        let mut rows = Vec::new();
+        let whole = self.for_each_piece(b"", |length, piece| {
+            if rows.is_empty() {
+                rows.reserve_exact(usize::try_from(length).ok()? / ObjectRow::BYTES);
+            }
+            let mut input = Reader(piece);
+            while !input.0.is_empty() {
+                rows.push(ObjectRow::get(&mut input)?);
+            }
+            Some(())
+        });
+        whole.map(|()| rows).unwrap_or_default()
     }
 
-    fn pieces(&self, key: &[u8]) -> Option<Vec<u8>> {
+    /// Hands out the pieces of a key in their order, each with the bytes that they have all together, until one
+    /// is not taken.
+    fn for_each_piece(&self, key: &[u8], mut take: impl FnMut(u64, &[u8]) -> Option<()>) -> Option<()> {
         let length = "SELECT coalesce(sum(length(data)), 0) FROM piece WHERE guest = ?";
         let length: u64 = self.db.query_row(length, params![key], |row| row.get(0)).ok()?;
         let mut query = self.db.prepare("SELECT data FROM piece WHERE guest = ? ORDER BY seq").ok()?;
         let mut rows = query.query(params![key]).ok()?;
-        let mut whole = Vec::with_capacity(usize::try_from(length).ok()?);
         while let Some(row) = rows.next().ok()? {
-            whole.extend_from_slice(row.get_ref(0).ok()?.as_blob().ok()?);
+            take(length, row.get_ref(0).ok()?.as_blob().ok()?)?;
         }
-        (!whole.is_empty()).then_some(whole)
+        Some(())
     }
 
     /// Replaces what is known: of the guests given (`None` forgets one) and, if given, of the objects.
@@ -355,16 +437,14 @@ impl Index {
         let mut write = || -> rusqlite::Result<()> {
             let transaction = self.db.transaction()?;
             for (guest, census) in guests {
-                let key = guest.as_os_str().as_bytes();
-                put_pieces(&transaction, key, &census.map(Census::encode).unwrap_or_default())?;
+                let mut pieces = Pieces::of(&transaction, guest.as_os_str().as_bytes())?;
+                if let Some(census) = census {
+                    census.encode(|piece| pieces.put(piece))?;
+                }
             }
             if let Some(objects) = objects {
-                let mut rows = Writer(Vec::with_capacity(objects.len() * 16));
-                for object in objects {
-                    rows.u64(object.ino);
-                    rows.u64(object.class);
-                }
-                put_pieces(&transaction, b"", &rows.0)?;
+                let mut pieces = Pieces::of(&transaction, b"")?;
+                put_rows(objects, ObjectRow::BYTES, ObjectRow::put, |piece| pieces.put(piece))?;
             }
             transaction.commit()
         };
@@ -401,13 +481,25 @@ fn set_up(db: &Connection) -> rusqlite::Result<()> {
     ))
 }
 
-fn put_pieces(db: &Connection, key: &[u8], whole: &[u8]) -> rusqlite::Result<()> {
-    db.execute("DELETE FROM piece WHERE guest = ?", params![key])?;
-    let mut insert = db.prepare_cached("INSERT INTO piece (guest, seq, data) VALUES (?, ?, ?)")?;
-    for (seq, piece) in whole.chunks(PIECE).enumerate() {
-        insert.execute(params![key, seq, piece])?;
+/// The pieces of one key, written anew.
+struct Pieces<'a> {
+    insert: rusqlite::CachedStatement<'a>,
+    key: &'a [u8],
+    count: u32,
+}
+
+impl<'a> Pieces<'a> {
+    fn of(db: &'a Connection, key: &'a [u8]) -> rusqlite::Result<Self> {
+        db.execute("DELETE FROM piece WHERE guest = ?", params![key])?;
+        let insert = db.prepare_cached("INSERT INTO piece (guest, seq, data) VALUES (?, ?, ?)")?;
+        Ok(Self { insert, key, count: 0 })
     }
-    Ok(())
+
+    fn put(&mut self, piece: &[u8]) -> rusqlite::Result<()> {
+        self.insert.execute(params![self.key, self.count, piece])?;
+        self.count += 1;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -480,17 +572,49 @@ mod tests {
         assert_eq!(census.name(census.files_in(1)[0].name), b"bash\xff");
     }
 
+    fn pieces_of(census: &Census) -> Vec<Vec<u8>> {
+        let mut pieces = Vec::new();
+        let all = census.encode(|piece| -> Outcome<(), std::convert::Infallible> {
+            pieces.push(piece.to_vec());
+            Ok(())
+        });
+        all.unwrap();
+        pieces
+    }
+
+    fn decode(pieces: &[Vec<u8>]) -> Option<Census> {
+        let length: usize = pieces.iter().map(Vec::len).sum();
+        let mut decoder = Decoder::new(pieces.first()?, length as u64)?;
+        pieces[1..].iter().try_for_each(|piece| decoder.take(piece))?;
+        decoder.finish()
+    }
+
+    #[test]
+    fn no_row_is_cut_in_two() {
+        let mut census = sample();
+        let row = census.files[0];
+        census.files = (0..PIECE as u64 / 20).map(|ino| FileRow { ino, ..row }).collect();
+        census.dirs[1].files = 0;
+        let pieces = pieces_of(&census);
+        assert!(pieces.len() > 5 && pieces.iter().all(|piece| piece.len() <= PIECE));
+        assert_eq!(decode(&pieces), Some(census));
+    }
+
     #[test]
     fn damaged_rows_are_refused_and_never_panic() {
-        let good = sample().encode();
-        for (at, bit) in (0..good.len()).flat_map(|at| (0..8).map(move |bit| (at, bit))) {
-            let mut bad = good.clone();
-            bad[at] ^= 1 << bit;
-            if let Some(census) = Census::decode(&bad) {
-                for dir in 0..census.dirs.len() as u32 {
-                    census.dir_path(dir);
-                    census.files_in(dir);
-                    census.subdirs(dir);
+        let good = pieces_of(&sample());
+        assert_eq!(decode(&good), Some(sample()));
+        for piece in 0..good.len() {
+            assert_eq!(decode(&good[..piece]), None);
+            for (at, bit) in (0..good[piece].len()).flat_map(|at| (0..8).map(move |bit| (at, bit))) {
+                let mut bad = good.clone();
+                bad[piece][at] ^= 1 << bit;
+                if let Some(census) = decode(&bad) {
+                    for dir in 0..census.dirs.len() as u32 {
+                        census.dir_path(dir);
+                        census.files_in(dir);
+                        census.subdirs(dir);
+                    }
                 }
             }
         }

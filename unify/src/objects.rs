@@ -1,6 +1,7 @@
 //! The objects of a store as this run found them: looked at once, each.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use kernel::{Dir, EntryBuffer, Kind, Seal};
 use rayon::prelude::*;
@@ -27,29 +28,38 @@ impl Objects {
     /// Looks at every object once: type, class of its metadata against what the index recorded, and
     /// whether the seal that `enforced` names is still on.
     pub fn scan(store: &Store, recorded: Vec<ObjectRow>, enforced: Option<Seal>) -> Result<Self> {
-        let found = Mutex::new((Vec::with_capacity(recorded.len()), Vec::new(), Vec::new()));
+        // What cannot be searched is a damaged index.
+        let mut rows = if recorded.is_sorted() { recorded } else { Vec::new() };
+        let seen: Vec<AtomicBool> = rows.iter().map(|_| AtomicBool::new(false)).collect();
+        let found = Mutex::new(Found::default());
         (0..=255_u8).into_par_iter().try_for_each_init(EntryBuffer::default, |buffer, shard| {
-            let (mut rows, mut suspects, mut further) = (Vec::new(), Vec::new(), Vec::new());
+            let mut here = Found::default();
             let each = |name: ObjectName, ino, dir: &Dir| {
-                let Some((row, good)) = look(store, &recorded, enforced, name, ino, dir) else { return };
-                rows.push(row);
-                suspects.extend((!good).then_some(name));
-                further.extend((name != ObjectName::first(name.id)).then_some(name));
+                let Some((row, is_sealed)) = look(store, enforced, name, ino, dir) else { return };
+                let known = rows.binary_search_by_key(&ino, |row| row.ino).ok();
+                match known.filter(|at| rows[*at] == row) {
+                    Some(at) => seen[at].store(true, Ordering::Relaxed),
+                    None => here.rows.push(row),
+                }
+                let is_unchanged = known.is_none_or(|at| rows[at].class == row.class);
+                here.suspects.extend((!(is_unchanged && is_sealed)).then_some(name));
+                here.further.extend((name != ObjectName::first(name.id)).then_some(name));
             };
             store.for_each_in_shard(shard, buffer, each, drop)?;
-            let mut found = found.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            found.0.append(&mut rows);
-            found.1.append(&mut suspects);
-            found.2.append(&mut further);
+            found.lock().unwrap_or_else(PoisonError::into_inner).append(&mut here);
             Ok::<_, Error>(())
         })?;
-        let (mut rows, mut suspects, mut further) =
-            found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        rows.par_sort_unstable();
+        let Found { rows: mut others, mut suspects, mut further } =
+            found.into_inner().unwrap_or_else(PoisonError::into_inner);
         suspects.sort_unstable();
         further.par_sort_unstable();
-        let is_new = rows != recorded;
-        drop(recorded);
+        let is_new = !others.is_empty() || seen.iter().any(|seen| !seen.load(Ordering::Relaxed));
+        if is_new {
+            let mut seen = seen.iter();
+            rows.retain(|_| seen.next().is_some_and(|seen| seen.load(Ordering::Relaxed)));
+            rows.append(&mut others);
+            rows.par_sort_unstable();
+        }
         let mut classes: Vec<u64> = rows.iter().map(|row: &ObjectRow| row.class).collect();
         classes.par_sort_unstable();
         classes.dedup();
@@ -95,10 +105,26 @@ impl Objects {
     }
 }
 
-/// The object's row and whether it looks as it should; none for one that vanished.
+/// What a look at a part of the store gave.
+#[derive(Default)]
+struct Found {
+    /// Of objects that are not recorded as they are.
+    rows: Vec<ObjectRow>,
+    suspects: Vec<ObjectName>,
+    further: Vec<ObjectName>,
+}
+
+impl Found {
+    fn append(&mut self, other: &mut Self) {
+        self.rows.append(&mut other.rows);
+        self.suspects.append(&mut other.suspects);
+        self.further.append(&mut other.further);
+    }
+}
+
+/// The object's row, and whether it is a file with its seal on; none for one that vanished.
 fn look(
     store: &Store,
-    recorded: &[ObjectRow],
     enforced: Option<Seal>,
     name: ObjectName,
     ino: u64,
@@ -107,9 +133,7 @@ fn look(
     let file_name = name.file_name();
     let stat = dir.stat(file_name.as_bytes()).ok()?;
     let row = ObjectRow { ino, class: identity::class(store.format().identity, &stat) };
-    let known = recorded.binary_search_by_key(&ino, |row| row.ino).ok();
-    let unchanged = known.is_none_or(|at| recorded[at].class == row.class);
-    let sealed = match enforced {
+    let is_sealed = match enforced {
         Some(Seal::Patch | Seal::Immutable) => stat.immutable,
         Some(Seal::Verity) => stat.verity,
         Some(Seal::Bpf) => {
@@ -117,5 +141,5 @@ fn look(
         }
         Some(Seal::None) | None => true,
     };
-    Some((row, unchanged && sealed && stat.kind == Kind::File))
+    Some((row, is_sealed && stat.kind == Kind::File))
 }

@@ -201,12 +201,12 @@ impl<'a> Session<'a> {
                         .filter(|census| census.fingerprint == judge.fingerprint())
                 })
                 .collect();
-            let walk = |(&(guest, judge), before): (&(&Guest, &Judge), &Option<Census>)| {
+            let walk = |(&(guest, judge), before): (&(&Guest, &Judge), Option<Census>)| {
                 let (around, dev, notes) = (self.around, self.place.dev(), &self.notes);
                 let before = before.as_ref();
                 Walk { around, guest, judge, objects: &objects, dev, identity, before, notes }.run()
             };
-            censuses.par_extend(some.par_iter().zip(&before).map(walk));
+            censuses.par_extend(some.par_iter().zip(before).map(walk));
         }
         if self.around.stopping() {
             return Err(Error::Interrupted);

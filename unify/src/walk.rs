@@ -84,8 +84,14 @@ impl Found {
 impl<'a> Walk<'a> {
     /// Walks the whole guest.
     pub(crate) fn run(&self) -> Census {
-        let ids = self.before.map(|before| before.ids.clone()).unwrap_or_default();
-        let mut census = Census { fingerprint: self.judge.fingerprint(), ids, ..Census::default() };
+        let mut census = Census { fingerprint: self.judge.fingerprint(), ..Census::default() };
+        if let Some(before) = self.before {
+            // Room for what will most likely be the same: vectors that grow would be twice as large for a moment.
+            census.dirs.reserve_exact(before.dirs.len());
+            census.files.reserve_exact(before.files.len());
+            census.names.reserve_exact(before.names.len());
+            census.ids.clone_from(&before.ids);
+        }
         let name = census.add_name(b"");
         census.dirs.push(new_dir(name, 0));
         let census = Mutex::new(census);

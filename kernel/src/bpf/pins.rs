@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::load::hook_of;
 use super::{BpfError, Host, Object};
 use crate::{At, Dir, Errno, Fs, Real};
 
@@ -79,6 +80,13 @@ impl Pins {
             .collect();
         names.sort_unstable();
         names
+    }
+
+    /// Of an object that leaves a hook to another: the other's name, if that has no program there either.
+    pub fn let_down(&self, object: &Object) -> Option<&'static str> {
+        let (hook, whom) = object.left_to?;
+        let has_it = |object| self.attached(object).iter().any(|program| hook_of(program) == hook);
+        (!has_it(object) && !has_it(whom)).then_some(whom.name)
     }
 
     /// What loads and unloads that were cut off have left.
@@ -226,7 +234,7 @@ fn entries(path: &Path) -> Vec<std::ffi::OsString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bpf::objects::LINK_INVERT;
+    use crate::bpf::objects::{CONTEXTS, LINK_INVERT};
 
     #[test]
     fn only_this_build_with_all_its_links_is_loaded() {
@@ -253,6 +261,24 @@ mod tests {
         assert_eq!(pins.attached(&LINK_INVERT), ["file_open"]);
         std::fs::create_dir(pins.home().join("contexts-new")).unwrap();
         assert_eq!(pins.debris(), [pins.home().join("contexts-new")]);
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods)] // a fixture outside any guest
+    fn a_hook_is_left_to_who_has_it() {
+        let place = tempfile::tempdir().unwrap();
+        let host = Host { bpffs: place.path().to_path_buf(), ..Host::default() };
+        let pins = Pins::of(&host);
+        let link = |object| pins.links(object).join("file_open__blind");
+        for object in [&LINK_INVERT, &CONTEXTS] {
+            std::fs::create_dir_all(pins.links(object)).unwrap();
+        }
+        assert_eq!(pins.let_down(&CONTEXTS), Some("link_invert"));
+        assert_eq!(pins.let_down(&LINK_INVERT), None);
+        std::fs::write(link(&LINK_INVERT), "").unwrap();
+        assert_eq!(pins.let_down(&CONTEXTS), None);
+        std::fs::rename(link(&LINK_INVERT), link(&CONTEXTS)).unwrap();
+        assert_eq!(pins.let_down(&CONTEXTS), None);
     }
 
     #[test]

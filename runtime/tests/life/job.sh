@@ -122,6 +122,12 @@ expect "elsewhere is hidden all the same" 1 "No such file" from_a_context
 expect "link-invert comes back" 0 "link-invert: loaded" vkernel load link-invert
 expect "one program for opens again" 1 - test -e $pins/contexts/file_open
 expect "elsewhere is hidden again" 1 "No such file" from_a_context
+rm $pins/link_invert/file_open
+expect "contexts that are let down are told" 0 "contexts inactive" vkernel status contexts
+expect "and help themselves" 0 "1 feature reloaded" vkernel reload contexts
+expect "by a program of their own" 0 "contexts enforced" vkernel status contexts
+expect "elsewhere is hidden even then" 1 "No such file" from_a_context
+expect "link-invert is mended" 0 "1 feature reloaded" vkernel reload link-invert
 perl -e '
     syscall(157, 0x56535831, 1, -1, 0, 0);
     open my $in, ">", "/run/in";
