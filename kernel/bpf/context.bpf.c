@@ -30,6 +30,7 @@ VS_LICENSE;
 
 /* asm-generic/resource.h, linux/ptrace.h, linux/magic.h, linux/fs.h, linux/pid.h */
 #define RLIMIT_NPROC 6
+#define BPF_FS_MAGIC 0xcafe4a11
 #define PTRACE_MODE_ATTACH 2
 #define PIDTYPE_TGID 1
 #define ATTR_MODE 1
@@ -735,6 +736,32 @@ int bpf(__u64 *ctx)
 	if (own_context() != 0)
 		return -EPERM;
 	return 0;
+}
+
+/* What is pinned goes with its last name: the programs themselves do. */
+VS_INLINE int pin_in(struct inode *dir)
+{
+	if (dir->i_sb->s_magic == BPF_FS_MAGIC && own_context() != 0)
+		return -EPERM;
+	return 0;
+}
+
+SEC("lsm/inode_unlink")
+int inode_unlink(__u64 *ctx)
+{
+	return pin_in((struct inode *)ctx[0]);
+}
+
+SEC("lsm/inode_rmdir")
+int inode_rmdir(__u64 *ctx)
+{
+	return pin_in((struct inode *)ctx[0]);
+}
+
+SEC("lsm/inode_rename")
+int inode_rename(__u64 *ctx)
+{
+	return pin_in((struct inode *)ctx[0]);
 }
 
 /* ---- signals from files ---------------------------------------------------------------------- */

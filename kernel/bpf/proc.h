@@ -77,7 +77,8 @@ VS_INLINE struct pid *pid_of(struct inode *inode)
 	return pid;
 }
 
-VS_INLINE int is_hidden(struct pid *pid)
+/* 0 for the caller's own; -EPERM for what is there to be looked at, as process 1; -ENOENT for what is not there. */
+VS_INLINE int reach_of(struct pid *pid)
 {
 	struct task_struct *task = vs_current();
 	struct task_struct___linked *linked = NULL;
@@ -87,16 +88,26 @@ VS_INLINE int is_hidden(struct pid *pid)
 	__u64 first = 0;
 	int number = 0;
 
-	if (own == 1 || is_host_init(task))
-		return 0;
-	vs_probe_read_kernel(&number, sizeof(number), (void *)((__u64)pid + vs_offset(none->numbers[0].nr)));
-	if (number == 1)
+	if (is_host_init(task))
 		return 0;
 	vs_probe_read_kernel(&first, sizeof(first), (void *)((__u64)pid + vs_offset(none->tasks[PIDTYPE_PID])));
 	if (!first)
 		return 0;
 	entry = vs_task_of(first - vs_offset(linked->pid_links[PIDTYPE_PID]));
-	return (entry ? entry->context : 0) != own;
+	if ((entry ? entry->context : 0) == own)
+		return 0;
+	if (own != 1) {
+		vs_probe_read_kernel(&number, sizeof(number),
+				     (void *)((__u64)pid + vs_offset(none->numbers[0].nr)));
+		if (number != 1)
+			return -ENOENT;
+	}
+	return -EPERM;
+}
+
+VS_INLINE int is_hidden(struct pid *pid)
+{
+	return reach_of(pid) == -ENOENT;
 }
 
 /* The host's own settings, its power switch and the like: for those under whose ceiling it could be mounted. */
@@ -118,9 +129,9 @@ VS_INLINE int open_of_proc(struct file *file)
 		return 0;
 	pid = pid_of(inode);
 	if (pid) {
-		if (is_hidden(pid))
-			return -ENOENT;
-		return 0;
+		int reach = reach_of(pid);
+
+		return reach == -EPERM && !(file->f_mode & FMODE_WRITE) ? 0 : reach;
 	}
 	if (file->f_mode & FMODE_WRITE && is_barred())
 		return -EPERM;

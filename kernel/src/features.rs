@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use crate::bpf::{self, BpfError, Host, Object, Pins, State, objects, scope};
-use crate::{Patch, Verdict};
+use crate::{Patch, Verdict, seal};
 
 /// What a kernel can do for guests that share a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -90,14 +90,9 @@ fn standing(host: &Host, feature: Feature, patched: bool, sample: Option<Borrowe
         ),
     };
     if patched {
-        return Standing {
-            feature,
-            verdict: Verdict::Enforced,
-            provider: Some("patch"),
-            enforces,
-            leaves_open: "nothing",
-            cure: "",
-        };
+        let (verdict, leaves_open, cure) = by_patch(feature, sample);
+        let provider = (verdict == Verdict::Enforced).then_some("patch");
+        return Standing { feature, verdict, provider, enforces, leaves_open, cure };
     }
     let (verdict, cure) = by_bpf(host, feature, sample);
     let had = verdict == Verdict::Enforced;
@@ -108,6 +103,24 @@ fn standing(host: &Host, feature: Feature, patched: bool, sample: Option<Borrowe
         enforces,
         leaves_open: bpf_leaves_open,
         cure,
+    }
+}
+
+/// What a patched kernel enforces, leaves open, and how to get more.
+fn by_patch(feature: Feature, sample: Option<BorrowedFd<'_>>) -> (Verdict, &'static str, &'static str) {
+    match feature {
+        Feature::LinkInvert => {
+            let (verdict, cure) = seal::by_patch(sample);
+            (verdict, "a boot of another kernel; the raw disk", cure)
+        }
+        Feature::Contexts => (
+            Verdict::Enforced,
+            "abstract sockets, keyrings and load figures (network and user namespaces close these)",
+            "",
+        ),
+        Feature::Ipv4Root => {
+            (Verdict::Enforced, "the routing table is to be seen; IPv6 and packet sockets are refused", "")
+        }
     }
 }
 
@@ -188,14 +201,17 @@ pub fn reliance(host: &Host, feature: Feature, stores: &[crate::Dir]) -> Option<
         return None;
     }
     match feature {
-        Feature::LinkInvert => {
-            let sealed = stores.iter().find_map(|store| bpf::scope::first_sealed(store).ok().flatten())?;
-            Some(format!("a store holds sealed objects, such as {}", String::from_utf8_lossy(&sealed)))
-        }
-        Feature::Contexts | Feature::Ipv4Root => {
-            let count = feature.object().and_then(|object| bpf::entries(host, object.state?).ok())?;
-            (count > 0).then(|| format!("{count} running tasks rely on {}", feature.name()))
-        }
+        Feature::LinkInvert => stores.iter().find_map(|store| match bpf::scope::first_sealed(store) {
+            Ok(sealed) => {
+                Some(format!("a store holds sealed objects, such as {}", String::from_utf8_lossy(&sealed?)))
+            }
+            Err(errno) => Some(format!("a store that can't be looked at: {}", crate::explain(errno))),
+        }),
+        Feature::Contexts | Feature::Ipv4Root => match bpf::entries(host, feature.object()?.state?) {
+            Ok(0) => None,
+            Ok(count) => Some(format!("{count} running tasks rely on {}", feature.name())),
+            Err(error) => Some(format!("tasks that can't be counted: {error}")),
+        },
     }
 }
 

@@ -1,5 +1,7 @@
 //! The protection of a shared inode, and which kind this host can enforce.
 
+use std::os::fd::BorrowedFd;
+
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
 use crate::bpf::{Host, scope};
@@ -189,9 +191,10 @@ pub fn probe(sample: &File) -> Vec<Offer> {
     ]
 }
 
+const EXT4: i64 = 0xef53; // EXT4_SUPER_MAGIC
+
 /// Only ext4 has room for the flag on disk.
 fn probe_patch(sample: &File) -> Offer {
-    const EXT4: i64 = 0xef53; // EXT4_SUPER_MAGIC
     let (verdict, cure) = match (is_patched(), rustix::fs::fstatfs(sample)) {
         (Err(error), _) => {
             (Verdict::Unknown(format!("/proc/self/status cannot be read: {error}")), "mount /proc")
@@ -220,15 +223,25 @@ fn honours_tag() -> Option<bool> {
     Some(setting.trim() != "0")
 }
 
+/// Whether a patched kernel enforces link-invert for a file, by its own flag or by the tag. Without one, it does.
+pub(crate) fn by_patch(sample: Option<BorrowedFd<'_>>) -> (Verdict, &'static str) {
+    let has_flag = sample.is_none_or(|sample| rustix::fs::fstatfs(sample).is_ok_and(|fs| fs.f_type == EXT4));
+    if has_flag || honours_tag() == Some(true) { (Verdict::Enforced, "") } else { not_told() }
+}
+
+fn not_told() -> (Verdict, &'static str) {
+    (
+        Verdict::Inactive("this kernel could enforce the tag and is not told to".into()),
+        "set sysctl fs.vserver.honour_tag=1 at boot, before anything is open",
+    )
+}
+
 /// The programs themselves say whether they watch the file system of the sample; where they don't answer, the
 /// host says why. A patched kernel needs no programs.
 fn probe_bpf(sample: &File, host: &Host) -> Offer {
     let (verdict, cure) = match scope::ask(sample) {
         Ok(scope::Answer::None) if honours_tag() == Some(true) => (Verdict::Enforced, ""),
-        Ok(scope::Answer::None) if honours_tag() == Some(false) => (
-            Verdict::Inactive("this kernel could enforce the tag and is not told to".into()),
-            "set sysctl fs.vserver.honour_tag=1 at boot, before anything is open",
-        ),
+        Ok(scope::Answer::None) if honours_tag() == Some(false) => not_told(),
         Ok(scope::Answer::Inside) => features::loaded(host, Feature::LinkInvert),
         Ok(scope::Answer::Outside) => (
             Verdict::Inactive("link-invert is loaded, but this file system is not in its scope".into()),

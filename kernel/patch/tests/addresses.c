@@ -4,11 +4,15 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <linux/if_packet.h>
+#include <linux/inet_diag.h>
 #include <linux/rtnetlink.h>
+#include <linux/sock_diag.h>
+#include <linux/unix_diag.h>
 #include <net/ethernet.h>
 #include <net/if.h>
 #include <netinet/ip.h>
 #include <netinet/ip_icmp.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -24,6 +28,10 @@
 #define SECOND "10.0.0.3"
 #define OTHER "10.0.0.1"
 #define BROADCAST "10.0.0.255"
+#define GROUP "239.1.2.3"
+
+/* Of the sockets that are made: 0 is what belongs to their type. */
+static int protocol;
 
 static struct sockaddr_in v4(const char *address, int port)
 {
@@ -45,7 +53,7 @@ static struct sockaddr_in6 v6(const char *address, int port)
 static int socket_after(int (*call)(int, const struct sockaddr *, socklen_t), int type, const void *name,
 			socklen_t length)
 {
-	int fd = socket(((const struct sockaddr *)name)->sa_family, type | SOCK_CLOEXEC, 0), error;
+	int fd = socket(((const struct sockaddr *)name)->sa_family, type | SOCK_CLOEXEC, protocol), error;
 
 	if (call(fd, name, length)) {
 		error = errno;
@@ -157,34 +165,80 @@ static int lines_with(const char *path, const char *text)
 	return count;
 }
 
-static int outside_tcp, outside_udp;
+static int outside_tcp, outside_udp, outside_group;
 
-static void tcp(void)
+static void tcp(const char *what, int port)
 {
-	int server = bound4(SOCK_STREAM, "0.0.0.0", 8000), client, fd;
+	int server = bound4(SOCK_STREAM, "0.0.0.0", port), client, fd;
 
-	check(!strcmp(name_of(server, 0), ROOT), "TCP bound to any is bound to the root (%s)", name_of(server, 0));
-	WORKS(listen(server, 1), "beside another server on any and the same port");
-	client = connected4(SOCK_STREAM, "127.0.0.1", 8000);
-	check(!strcmp(name_of(client, 1), ROOT), "loopback is the root (%s)", name_of(client, 1));
-	check(!strcmp(name_of(client, 0), ROOT), "and where it comes from (%s)", name_of(client, 0));
+	check(!strcmp(name_of(server, 0), ROOT), "%s bound to any is bound to the root (%s)", what, name_of(server, 0));
+	WORKS(listen(server, 1), "%s: beside another server on any and the same port", what);
+	client = connected4(SOCK_STREAM, "127.0.0.1", port);
+	check(!strcmp(name_of(client, 1), ROOT), "%s: loopback is the root (%s)", what, name_of(client, 1));
+	check(!strcmp(name_of(client, 0), ROOT), "%s: and where it comes from (%s)", what, name_of(client, 0));
 	fd = accept(server, NULL, NULL);
-	check(!strcmp(name_of(fd, 0), ROOT), "so it does for the server");
+	check(!strcmp(name_of(fd, 0), ROOT), "%s: so it does for the server", what);
 	close(fd);
 	close(client);
 	close(server);
 	client = connected4(SOCK_STREAM, OTHER, 8000);
-	check(!strcmp(name_of(client, 0), ROOT), "a client of a server outside comes from the root (%s)",
+	check(!strcmp(name_of(client, 0), ROOT), "%s: a client of a server outside comes from the root (%s)", what,
 	      name_of(client, 0));
 	close(client);
-	DENIED(bound4(SOCK_STREAM, OTHER, 0), EADDRNOTAVAIL, "TCP: no other address");
-	WORKS(bound4(SOCK_STREAM, SECOND, 8001), "TCP: its second address");
-	fd = bound4(SOCK_STREAM, "127.0.0.1", 8002);
-	check(!strcmp(name_of(fd, 0), ROOT), "TCP bound to loopback is bound to the root");
+	DENIED(bound4(SOCK_STREAM, OTHER, 0), EADDRNOTAVAIL, "%s: no other address", what);
+	WORKS(bound4(SOCK_STREAM, SECOND, port + 1), "%s: its second address", what);
+	fd = bound4(SOCK_STREAM, "127.0.0.1", port + 2);
+	check(!strcmp(name_of(fd, 0), ROOT), "%s bound to loopback is bound to the root", what);
 	close(fd);
-	fd = socket(AF_INET, SOCK_STREAM, 0);
-	WORKS(listen(fd, 1), "listen without bind");
-	check(!strcmp(name_of(fd, 0), ROOT), "listens on the root (%s)", name_of(fd, 0));
+	fd = socket(AF_INET, SOCK_STREAM, protocol);
+	WORKS(listen(fd, 1), "%s: listen without bind", what);
+	check(!strcmp(name_of(fd, 0), ROOT), "%s: listens on the root (%s)", what, name_of(fd, 0));
+	close(fd);
+}
+
+static void multipath_tcp(void)
+{
+	protocol = IPPROTO_MPTCP;
+	tcp("MPTCP", 8010);
+	DENIED(bound6(SOCK_STREAM, "::1", 8003), EADDRNOTAVAIL, "MPTCP on IPv6: not its loopback");
+	DENIED(connected6(SOCK_STREAM, "fd00::1", 8000), ENETUNREACH, "MPTCP on IPv6: no connection");
+	protocol = 0;
+}
+
+static int join(int fd, const char *interface)
+{
+	struct ip_mreqn group = { .imr_ifindex = (int)if_nametoindex(interface) };
+
+	inet_pton(AF_INET, GROUP, &group.imr_multiaddr);
+	return setsockopt(fd, IPPROTO_IP, IP_ADD_MEMBERSHIP, &group, sizeof(group));
+}
+
+static int multicast_from(int fd, const char *address)
+{
+	struct in_addr from;
+
+	inet_pton(AF_INET, address, &from);
+	return setsockopt(fd, IPPROTO_IP, IP_MULTICAST_IF, &from, sizeof(from));
+}
+
+static void multicast(void)
+{
+	int fd = bound4(SOCK_DGRAM, "0.0.0.0", 9100);
+
+	WORKS(join(fd, "d0"), "join a group on its interface");
+	multicast_from(outside_udp, OTHER);
+	WORKS(send_to(outside_udp, GROUP, 9100), "multicast from outside");
+	check(!strcmp(received(fd), OTHER), "is received by a socket bound to any");
+	close(fd);
+	fd = socket(AF_INET, SOCK_DGRAM, 0);
+	multicast_from(fd, OTHER);
+	WORKS(send_to(fd, GROUP, 9102), "multicast by way of an interface that another address names");
+	check(!strcmp(received(outside_group), ROOT), "comes from the root");
+	close(fd);
+	fd = bound4(SOCK_DGRAM, GROUP, 9101);
+	multicast_from(fd, OTHER);
+	send_to(fd, GROUP, 9102);
+	check(!strcmp(received(outside_group), ROOT), "from a socket bound to a group too");
 	close(fd);
 }
 
@@ -261,6 +315,11 @@ static void raw(void)
 	check(fd >= 0, "a raw socket, with the capability");
 	check(!strcmp(name_of(fd, 0), ROOT), "is bound to the root");
 	DENIED(bind(fd, (void *)&there, sizeof(there)), EADDRNOTAVAIL, "raw: no other address");
+	there.sin_family = AF_INET6;
+	DENIED(bind(fd, (void *)&there, sizeof(there)), EAFNOSUPPORT, "raw: nor as one of another family");
+	there.sin_family = AF_UNSPEC;
+	DENIED(bind(fd, (void *)&there, sizeof(there)), EAFNOSUPPORT, "raw: nor as one of no family");
+	there.sin_family = AF_INET;
 	DENIED(send_from(fd, OTHER, OTHER, 0), EADDRNOTAVAIL, "raw: no other source by IP_PKTINFO");
 	setsockopt(fd, IPPROTO_IP, IP_HDRINCL, &on, sizeof(on));
 	packet.ip.version = 4;
@@ -316,6 +375,81 @@ static int link_dump(const char *name)
 	return found;
 }
 
+/* How many messages about sockets sock_diag answers with, but for errors; those of Unix by their name. */
+static int diag(const void *request, size_t length, const char *name)
+{
+	char answer[32768];
+	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG), found = 0;
+	ssize_t left;
+
+	if (send(fd, request, length, 0) < 0)
+		return -1;
+	while ((left = recv(fd, answer, sizeof(answer), 0)) > 0) {
+		struct nlmsghdr *header = (void *)answer;
+
+		for (; NLMSG_OK(header, left); header = NLMSG_NEXT(header, left)) {
+			if (header->nlmsg_type == NLMSG_DONE || header->nlmsg_type == NLMSG_ERROR) {
+				close(fd);
+				return found;
+			}
+			found += !name || memmem(header, header->nlmsg_len, name, strlen(name));
+			if (!(header->nlmsg_flags & NLM_F_MULTI)) {
+				close(fd);
+				return found;
+			}
+		}
+	}
+	close(fd);
+	return found;
+}
+
+/* Sockets bound to the port: in a dump of all, or the one bound to the address. */
+static int inet_diag(int type, const char *address, int port)
+{
+	struct { struct nlmsghdr header; struct inet_diag_req_v2 socket; } request = {
+		.header = { sizeof(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, 1, 0 },
+		.socket = {
+			.sdiag_family = AF_INET, .sdiag_protocol = (unsigned char)type,
+			/* Not those that are bound and no more, which are not looked for by their port. */
+			.idiag_states = (1u << (TCP_CLOSING + 1)) - 1,
+			.id.idiag_sport = htons((uint16_t)port),
+			.id.idiag_cookie = { INET_DIAG_NOCOOKIE, INET_DIAG_NOCOOKIE },
+		},
+	};
+
+	/* What is asked for by its address is the destination to UDP. */
+	if (address && type == IPPROTO_UDP) {
+		inet_pton(AF_INET, address, request.socket.id.idiag_dst);
+		request.socket.id.idiag_dport = request.socket.id.idiag_sport;
+		request.socket.id.idiag_sport = 0;
+	} else if (address) {
+		inet_pton(AF_INET, address, request.socket.id.idiag_src);
+	} else {
+		request.header.nlmsg_flags |= NLM_F_DUMP;
+	}
+	return diag(&request, sizeof(request), NULL);
+}
+
+static int unix_diag(const char *name)
+{
+	struct { struct nlmsghdr header; struct unix_diag_req socket; } request = {
+		.header = { sizeof(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 1, 0 },
+		.socket = { .sdiag_family = AF_UNIX, .udiag_states = -1U, .udiag_show = UDIAG_SHOW_NAME },
+	};
+
+	return diag(&request, sizeof(request), name);
+}
+
+/* What sock_diag says of the sockets outside: to those who are there, and to those who are not. */
+static void diagnosed(const char *who, int sees)
+{
+	check(inet_diag(IPPROTO_TCP, NULL, 8000) == sees, "sock_diag: %s, TCP in a dump", who);
+	check(inet_diag(IPPROTO_TCP, OTHER, 8000) == sees, "sock_diag: %s, TCP by its address", who);
+	check(inet_diag(IPPROTO_UDP, NULL, 9000) == sees, "sock_diag: %s, UDP in a dump", who);
+	check(inet_diag(IPPROTO_UDP, OTHER, 9000) == sees, "sock_diag: %s, UDP by its address", who);
+	check(unix_diag("outside") == sees, "sock_diag: %s, Unix in a dump", who);
+}
+
 static void lists(void)
 {
 	int tcp_socket = bound4(SOCK_STREAM, "0.0.0.0", 8100), udp_socket = bound4(SOCK_DGRAM, "0.0.0.0", 8101);
@@ -324,7 +458,7 @@ static void lists(void)
 
 	listen(tcp_socket, 1);
 	check(lines_with("/proc/net/tcp", ":1FA4 ") == 1, "its TCP socket is listed");
-	check(lines_with("/proc/net/tcp", ":1F40 ") == 0, "that of others isn't");
+	check(lines_with("/proc/net/tcp", ":1F40 00000000:0000") == 0, "that of others isn't");
 	check(lines_with("/proc/net/udp", ":1FA5 ") == 1, "its UDP socket is listed");
 	check(lines_with("/proc/net/udp", ":2328 ") == 0, "that of others isn't");
 	check(lines_with("/proc/net/unix", "@outside") == 0, "nor Unix sockets of others");
@@ -335,6 +469,11 @@ static void lists(void)
 	check(!ioctl(tcp_socket, SIOCGIFCONF, &all) && all.ifc_len == 2 * (int)sizeof(struct ifreq),
 	      "SIOCGIFCONF gives its two addresses");
 	check(lines_with("/proc/net/if_inet6", " ") == 0, "no IPv6 address");
+	check(inet_diag(IPPROTO_TCP, NULL, 8100) == 1, "sock_diag: its own TCP socket in a dump");
+	check(inet_diag(IPPROTO_TCP, ROOT, 8100) == 1, "sock_diag: its own TCP socket by its address");
+	check(inet_diag(IPPROTO_UDP, NULL, 8101) == 1, "sock_diag: its own UDP socket in a dump");
+	check(inet_diag(IPPROTO_UDP, ROOT, 8101) == 1, "sock_diag: its own UDP socket by its address");
+	diagnosed("who is held sees none of those outside", 0);
 	close(tcp_socket);
 	close(udp_socket);
 }
@@ -354,8 +493,10 @@ static void held(void *argument)
 	check(!strcmp(status_of(0, "ipv4root"), ROOT " " SECOND), "they are in the status");
 	check(!strcmp(status_of(0, "ipv4root_bcast"), BROADCAST), "so is the broadcast address");
 	DENIED(set_ipv4root(addresses, 1, 0), EPERM, "once only");
-	tcp();
+	tcp("TCP", 8000);
+	multipath_tcp();
 	udp();
+	multicast();
 	ipv6();
 	raw();
 	lists();
@@ -425,8 +566,11 @@ void test_addresses(void)
 	outside_tcp = bound4(SOCK_STREAM, OTHER, 8000);
 	listen(outside_tcp, 8);
 	outside_udp = bound4(SOCK_DGRAM, OTHER, 9000);
+	outside_group = bound4(SOCK_DGRAM, "0.0.0.0", 9102);
+	join(outside_group, "d0");
+	diagnosed("who is outside sees them", 1);
 	in_child(held, NULL);
-	check(lines_with("/proc/net/tcp", ":1F40 ") >= 1, "context 0 sees its sockets");
+	check(lines_with("/proc/net/tcp", ":1F40 00000000:0000") == 1, "context 0 sees its sockets");
 	free_socket = bound4(SOCK_STREAM, "0.0.0.0", 8200);
 	check(!strcmp(name_of(free_socket, 0), "0.0.0.0"), "who has no root binds to any");
 	close(free_socket);

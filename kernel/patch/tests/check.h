@@ -4,6 +4,7 @@
 #define CHECK_H
 
 #include <errno.h>
+#include <linux/fs.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -44,9 +45,20 @@ enum { LOCK = 1, SCHED = 2, NPROC = 4, PRIVATE = 8, FAKEINIT = 16 };
 
 int write_file(const char *path, const char *text);
 
+/* Immutable and link-invert, which ext4 has; and the pair of flags that stands for them under honour_tag. */
+#define LINK_INVERT_FL 0x08000000u
+#define SEAL (FS_IMMUTABLE_FL | LINK_INVERT_FL)
+#define TAG (FS_NOATIME_FL | FS_SYNC_FL)
+
+unsigned get_flags(const char *path);
+int set_flags(const char *path, unsigned clear, unsigned set);
+
 void test_seals(void);
 void test_contexts(void);
 void test_guests(void);
 void test_addresses(void);
+
+/* Looks at what the power cut of the round before has left; and, unless it is the last, comes to the next. */
+void test_crash(int round, int is_last);
 
 #endif

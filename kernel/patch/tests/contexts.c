@@ -3,7 +3,10 @@
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/cn_proc.h>
+#include <linux/connector.h>
 #include <linux/kcmp.h>
+#include <linux/netlink.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -143,6 +146,32 @@ static void does_not_see(const char *who, pid_t pid)
 
 static pid_t outsider;
 
+/* How many process 1 has, as far as the caller sees. */
+static int children_of_init(void)
+{
+	FILE *file = fopen("/proc/1/task/1/children", "r");
+	int number, count = 0;
+
+	while (file && fscanf(file, "%d", &number) == 1)
+		count++;
+	if (!file)
+		return -1;
+	fclose(file);
+	return count;
+}
+
+/* What tells of all processes as they come and go. */
+static int listen_to_processes(void)
+{
+	struct sockaddr_nl name = { .nl_family = AF_NETLINK, .nl_groups = CN_IDX_PROC };
+	int fd = socket(AF_NETLINK, SOCK_DGRAM | SOCK_CLOEXEC, NETLINK_CONNECTOR);
+	int result = bind(fd, (void *)&name, sizeof(name)), error = errno;
+
+	close(fd);
+	errno = error;
+	return result;
+}
+
 static void in_fresh(void *argument)
 {
 	long number;
@@ -168,6 +197,7 @@ static void in_fresh(void *argument)
 	does_not_see("a user in a context", outsider);
 	check(listed(1) && listed(getpid()), "process 1 and itself are listed");
 	DENIED(kill(1, 0), EPERM, "a user in a context: kill process 1");
+	check(children_of_init() == 0, "a user in a context: process 1 has no children to be seen");
 	DENIED(kill(-1, 0), ESRCH, "kill -1 reaches nobody where nobody else is");
 	check(new_s_context(-1, 0, 0) > number, "from a context into a further one");
 }
@@ -189,12 +219,17 @@ static void root_in_context(void *argument)
 	DENIED(sched_setscheduler(1, SCHED_BATCH, &param), EPERM, "root in a context: scheduler of process 1");
 	DENIED(prlimit(1, RLIMIT_NOFILE, NULL, &limit), EPERM, "root in a context: limits of process 1");
 	DENIED(ptrace(PTRACE_ATTACH, 1, 0, 0), EPERM, "root in a context: trace process 1");
-	DENIED(open_of(1, "mem", O_RDWR), EACCES, "root in a context: memory of process 1");
+	DENIED(open_of(1, "mem", O_RDWR), EPERM, "root in a context: memory of process 1");
+	DENIED(open_of(1, "oom_score_adj", O_WRONLY), EPERM, "root in a context: oom_score_adj of process 1");
+	DENIED(open_of(1, "autogroup", O_WRONLY), EPERM, "root in a context: autogroup of process 1");
+	WORKS(open_of(1, "status", O_RDONLY), "root in a context: reads of process 1");
+	DENIED(listen_to_processes(), EPERM, "root in a context: hears of processes");
 	DENIED(syscall(SYS_ioprio_set, 1, 1, 3 << 13), EPERM, "root in a context: ioprio of process 1");
 	sibling = waiting(0, &context);
 	snprintf(text, sizeof(text), "%d", sibling);
 	check(listed(sibling), "it sees its own");
 	WORKS(kill(sibling, 0), "and may signal them");
+	WORKS(open_of(sibling, "oom_score_adj", O_WRONLY), "and change what they are to the OOM killer");
 	WORKS(setpriority(PRIO_PROCESS, sibling, 3), "and set their priority");
 	WORKS(kill(-1, SIGKILL), "kill -1 as root");
 	waitpid(sibling, &status, 0);
@@ -373,6 +408,41 @@ static void nproc(void *argument)
 	check(round == 200, "who is reaped no longer counts");
 }
 
+/* A limit of processes is not left by going on to other contexts, nor by asking for a higher one. */
+static void limit_stays(void *argument)
+{
+	struct rlimit limit = { 5, 5 }, more = { 64, 64 }, less = { 3, 3 };
+	int told[2], ready[2], status = -1;
+	char byte;
+
+	(void)argument;
+	if (pipe(told) || pipe(ready))
+		return;
+	setrlimit(RLIMIT_NPROC, &limit);
+	WORKS(new_s_context(-1, 0, NPROC), "a context with nproc");
+	setrlimit(RLIMIT_NPROC, &more);
+	WORKS(new_s_context(-2, 0, NPROC), "asking for nproc again");
+	check(fork_all(16) == 4, "doesn't raise the limit");
+	if (!fork()) {
+		close(told[1]);
+		_exit(new_s_context(-1, 0, 0) < 0 || write(ready[1], "r", 1) != 1 || read(told[0], &byte, 1));
+	}
+	close(ready[1]);
+	check(read(ready[0], &byte, 1) == 1 && fork_all(16) == 3, "who has gone on to a fresh context still counts");
+	close(told[1]);
+	wait(&status);
+	check(!status, "it had gone on");
+	check(fork_all(16) == 4, "until it has ended");
+	WORKS(new_s_context(-1, 0, 0), "go on");
+	check(fork_all(16) == 4, "to a fresh context, with the limit of the one before");
+	WORKS(new_s_context(-1, 0, 0), "and on again");
+	check(fork_all(16) == 4, "which is still that one's");
+	setrlimit(RLIMIT_NPROC, &less);
+	WORKS(new_s_context(-2, 0, NPROC), "a limit in it");
+	check(fork_all(16) == 2, "the lower one of both holds");
+	DENIED(new_s_context(-1, 0, 0), EPERM, "a second limit isn't left behind");
+}
+
 struct target {
 	int context;
 	pid_t process;
@@ -405,6 +475,9 @@ void test_contexts(void)
 	in_child(ceiling, NULL);
 	in_child(signals_by_file, NULL);
 	in_child(nproc, NULL);
+	in_child(limit_stays, NULL);
+	check(children_of_init() > 0, "context 0 sees children of process 1");
+	WORKS(listen_to_processes(), "and hears of processes");
 	check(!kill(outsider, 0), "who was outside is still there");
 	check(!getpriority(PRIO_PROCESS, outsider), "with its priority");
 	kill(outsider, SIGKILL);

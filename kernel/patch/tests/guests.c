@@ -347,10 +347,6 @@ static void sched(void *argument)
 	check(!status, "a new session stays in it");
 }
 
-/* Immutable and link-invert, which ext4 has; and the pair of flags that stands for them under honour_tag. */
-#define OWN_SEAL (FS_IMMUTABLE_FL | 0x08000000u)
-#define TAG_SEAL (FS_NOATIME_FL | FS_SYNC_FL)
-
 static void no_copies(void *argument)
 {
 	(void)argument;
@@ -360,6 +356,7 @@ static void no_copies(void *argument)
 
 static void write_shared(void *argument)
 {
+	char path[32];
 	int fd;
 
 	(void)argument;
@@ -368,6 +365,14 @@ static void write_shared(void *argument)
 	check(fd >= 0, "a guest opens a sealed file for writing");
 	check(write(fd, "more", 4) == 4, "and writes");
 	close(fd);
+	fd = open("guest/g", O_RDONLY);
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	DENIED(open(path, O_WRONLY), EPERM, "a descriptor is no name to put a copy at");
+	close(fd);
+	write_file("guest/mounted", "");
+	if (unshare(CLONE_NEWNS) || mount("guest/g", "guest/mounted", NULL, MS_BIND, NULL))
+		check(0, "mount a sealed file");
+	DENIED(open("guest/mounted", O_WRONLY), EPERM, "nor is the place where it is mounted");
 	/* Opened and not written to, so that the copy is as it was made. */
 	WORKS(open("guest/h", O_WRONLY), "another name");
 	if (setresuid(3000, 3000, 3000))
@@ -380,8 +385,7 @@ static void own_copies(const char *device, const char *type, unsigned seal)
 	struct stat shared, copy, other;
 	struct timespec times[2] = { { 1000, 1 }, { 2000, 2 } };
 	char text[32] = "", value[16] = "";
-	const char *place = seal == TAG_SEAL ? "/mnt/cow/tag" : "/mnt/cow/own";
-	unsigned flags = 0;
+	const char *place = seal == TAG ? "/mnt/cow/tag" : "/mnt/cow/own";
 	int fd;
 
 	mkdir("/mnt/cow", 0755);
@@ -389,7 +393,7 @@ static void own_copies(const char *device, const char *type, unsigned seal)
 		check(0, "mount %s", type);
 		return;
 	}
-	write_file("/proc/sys/fs/vserver/honour_tag", seal == TAG_SEAL ? "1" : "0");
+	write_file("/proc/sys/fs/vserver/honour_tag", seal == TAG ? "1" : "0");
 	mkdir("guest", 0755);
 	write_file("f", "shared");
 	setxattr("f", "user.kept", "yes", 3, 0);
@@ -397,11 +401,7 @@ static void own_copies(const char *device, const char *type, unsigned seal)
 	if (chown("f", 12, 34) || chmod("f", 04755) || utimensat(AT_FDCWD, "f", times, 0) || link("f", "guest/f") ||
 	    link("f", "guest/g") || link("f", "guest/h"))
 		check(0, "prepare a shared file");
-	fd = open("f", O_RDONLY);
-	ioctl(fd, FS_IOC_GETFLAGS, &flags);
-	flags |= seal;
-	WORKS(ioctl(fd, FS_IOC_SETFLAGS, &flags), "seal it on %s", type);
-	close(fd);
+	WORKS(set_flags("f", 0, seal), "seal it on %s", type);
 	stat("f", &shared);
 	in_child(no_copies, NULL);
 	write_file("/proc/sys/fs/vserver/copy_on_write", "1");
@@ -441,8 +441,8 @@ void test_guests(void)
 	in_child(fake_init, NULL);
 	in_child(child_of_the_dead, NULL);
 	in_child(sched, NULL);
-	own_copies("/dev/vda", "ext4", OWN_SEAL);
-	own_copies("/dev/vda", "ext4", TAG_SEAL);
-	own_copies("/dev/vdb", "xfs", TAG_SEAL);
-	own_copies("/dev/vdc", "btrfs", TAG_SEAL);
+	own_copies("/dev/vda", "ext4", SEAL);
+	own_copies("/dev/vda", "ext4", TAG);
+	own_copies("/dev/vdb", "xfs", TAG);
+	own_copies("/dev/vdc", "btrfs", TAG);
 }

@@ -20,42 +20,12 @@
 
 #include "check.h"
 
-#define LINK_INVERT_FL 0x08000000u
-#define SEAL (FS_IMMUTABLE_FL | LINK_INVERT_FL)
-#define TAG (FS_NOATIME_FL | FS_SYNC_FL)
 #define CAP_LINUX_IMMUTABLE 9
 #define EXT4_IOC_SETVERSION _IOW('f', 4, long)
 #define EXT4_IOC_MIGRATE _IO('f', 9)
 
 static const char *file_system;
 static int tag_is_on;
-
-static unsigned get_flags(const char *path)
-{
-	unsigned flags = 0;
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-
-	ioctl(fd, FS_IOC_GETFLAGS, &flags);
-	close(fd);
-	return flags;
-}
-
-static int set_flags(const char *path, unsigned clear, unsigned set)
-{
-	int fd = open(path, O_RDONLY | O_CLOEXEC), result = -1, error;
-	unsigned flags;
-
-	if (fd < 0)
-		return -1;
-	if (!ioctl(fd, FS_IOC_GETFLAGS, &flags)) {
-		flags = (flags & ~clear) | set;
-		result = ioctl(fd, FS_IOC_SETFLAGS, &flags);
-	}
-	error = errno;
-	close(fd);
-	errno = error;
-	return result;
-}
 
 /* As FS_IOC_SETFLAGS, by the interface that came from xfs. */
 static int set_xflags(const char *path, unsigned clear, unsigned set, unsigned project)

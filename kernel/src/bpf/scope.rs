@@ -69,26 +69,19 @@ pub fn list(host: &Host) -> std::result::Result<Vec<FileSystem>, BpfError> {
     Ok(all)
 }
 
-/// Objects of a store that are looked at for a seal: a store whose first thousand have none is not sealed.
-const SAMPLE: usize = 1000;
-
 /// The name of some object of a store that carries the tag, if there is one.
 pub(crate) fn first_sealed(store: &Dir) -> Result<Option<Vec<u8>>> {
     let objects = match store.open_dir(b"objects") {
         Err(Errno::NOENT) => return Ok(None),
         other => other?,
     };
-    let mut left = SAMPLE;
     for shard in objects.names()? {
-        let Ok(shard) = objects.open_dir(&shard) else { continue };
-        for half in shard.names()? {
-            let Ok(half) = shard.open_dir(&half) else { continue };
-            for name in half.names()?.into_iter().take(left) {
-                left -= 1;
-                let sealed = half.open_file(&name).and_then(|file| Seal::Bpf.is_on(&file));
-                if sealed == Ok(true) {
-                    return Ok(Some(name));
-                }
+        let shard = objects.open_dir(&shard)?;
+        for name in shard.names()? {
+            match shard.open_file(&name).and_then(|file| Seal::Bpf.is_on(&file)) {
+                Ok(true) => return Ok(Some(name)),
+                Ok(false) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno),
             }
         }
     }
@@ -106,12 +99,34 @@ fn unpack(key: [u8; 24]) -> FileSystem {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Real;
+    use crate::seal::Protection;
 
     #[test]
     fn a_key_has_uuid_and_kind() {
         let mut key = [7; 24];
         key[16..].copy_from_slice(&0xef53_u64.to_ne_bytes());
         assert_eq!(unpack(key), FileSystem { uuid: [7; 16], magic: 0xef53 });
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods)] // a fixture outside any guest
+    fn a_sealed_object_is_found_where_stores_have_theirs() {
+        let place = tempfile::tempdir_in("/var/tmp").unwrap();
+        let name = "ab".repeat(32);
+        let store = Dir::open_host(place.path()).unwrap();
+        assert_eq!(first_sealed(&store), Ok(None));
+        std::fs::create_dir_all(place.path().join("objects/ab")).unwrap();
+        std::fs::write(place.path().join("objects/ab").join(&name), "object").unwrap();
+        match first_sealed(&store) {
+            Ok(None) => {}
+            Err(Errno::NOTTY | Errno::OPNOTSUPP) => return, // no flags here
+            other => panic!("{other:?}"),
+        }
+        let object = store.open_dir(b"objects/ab").unwrap().open_file(name.as_bytes()).unwrap();
+        if Real.seal(&object, Seal::Bpf).is_ok() {
+            assert_eq!(first_sealed(&store), Ok(Some(name.into_bytes())));
+        }
     }
 
     #[test]

@@ -97,10 +97,11 @@ expect "an older version is no protection" 0 "link-invert inactive" vkernel stat
 expect "an older version is replaced" 0 "1 feature reloaded" vkernel reload
 sealed "sealed after an upgrade"
 
-mkdir -p $place/.store/objects/ab/cd
-echo object >$place/.store/objects/ab/cd/object
-chattr +AS $place/.store/objects/ab/cd/object
+mkdir -p $place/some/guests/.store/objects/ab
+echo object >$place/some/guests/.store/objects/ab/object
+chattr +AS $place/some/guests/.store/objects/ab/object
 expect "a sealed store holds the programs" 1 "holds sealed objects" vkernel unload
+expect "so it does where it is not configured" 1 "holds sealed objects" env VSERVERS=/nowhere "$VKERNEL" unload
 expect "a sealed store holds the scope" 1 "holds sealed objects" vkernel scope remove $place
 sealed "sealed all the same"
 expect "unloads by force" 0 "link-invert: unloaded" vkernel unload --force
@@ -123,9 +124,9 @@ expect "link-invert comes back" 0 "link-invert: loaded" vkernel load link-invert
 expect "one program for opens again" 1 - test -e $pins/contexts/file_open
 expect "elsewhere is hidden again" 1 "No such file" from_a_context
 rm $pins/link_invert/file_open
-expect "contexts that are let down are told" 0 "contexts inactive" vkernel status contexts
+expect "contexts that are let down are told" 0 "link_invert's, is gone" vkernel status contexts
 expect "and help themselves" 0 "1 feature reloaded" vkernel reload contexts
-expect "by a program of their own" 0 "contexts enforced" vkernel status contexts
+expect "by a program of their own" 0 "enforced by bpf" vkernel status contexts
 expect "elsewhere is hidden even then" 1 "No such file" from_a_context
 expect "link-invert is mended" 0 "1 feature reloaded" vkernel reload link-invert
 perl -e '

@@ -7,10 +7,11 @@ use kernel::Dir;
 use kernel::bpf::scope as kernel_scope;
 use kernel::bpf::{self, BpfError, Host, Object};
 use kernel::features::{Feature, reliance};
+use runtime::stores::watched;
 use serde_json::json;
 
 use super::problem::{of_bpf, of_ioctl};
-use super::{Load, Unload, open, scope_paths, stores};
+use super::{Load, Unload, open, scope_paths, stores_in};
 
 /// What came of each feature.
 #[derive(Default)]
@@ -135,8 +136,13 @@ pub(crate) fn unload(out: &Out, host: &Host, unload: &Unload) -> Result<Exit, Pr
     host.check().map_err(|error| of_bpf(&error))?;
     let asked = unload.which.asked();
     if !unload.force {
-        let places = open(&scope_paths(&[])?)?;
-        if let Some(why) = asked.iter().find_map(|feature| reliance(host, *feature, &stores(&places))) {
+        let mut places = Vec::new();
+        if asked.contains(&Feature::LinkInvert) {
+            places = open(&scope_paths(&[])?)?;
+            places.extend(watched().map_err(|errno| of_ioctl("/proc/self/mountinfo".as_ref(), errno))?);
+        }
+        let stores = stores_in(&places)?;
+        if let Some(why) = asked.iter().find_map(|feature| reliance(host, *feature, &stores)) {
             return Err(of_bpf(&BpfError::InUse(why)));
         }
     }
@@ -167,7 +173,7 @@ pub(crate) fn shrink(
     places: &[(PathBuf, Dir)],
     force: bool,
 ) -> Result<Exit, Problem> {
-    if !force && let Some(why) = reliance(host, Feature::LinkInvert, &stores(places)) {
+    if !force && let Some(why) = reliance(host, Feature::LinkInvert, &stores_in(places)?) {
         let problem = Problem::new(why).exit(Exit::Findings);
         return Err(problem.cure("vkernel scope remove --force, if it has to be"));
     }

@@ -12,7 +12,7 @@ use cli::{CommonArgs, Example, Exit, Guests, Out, Problem, Program, run_main};
 use kernel::Dir;
 use kernel::bpf::Host;
 use kernel::features::Feature;
-use runtime::scope;
+use runtime::{scope, stores};
 
 /// Look at what the kernel enforces for guests, and load what enforces it on a stock kernel
 ///
@@ -172,7 +172,16 @@ fn open(paths: &[PathBuf]) -> Result<Vec<(PathBuf, Dir)>, Problem> {
     scope::open(paths).map_err(problem::of_scope)
 }
 
-/// The stores beside those directories.
-fn stores(places: &[(PathBuf, Dir)]) -> Vec<Dir> {
-    places.iter().filter_map(|(_, dir)| dir.open_dir(b".store").ok()).collect()
+/// The stores in those directories and below.
+fn stores_in(places: &[(PathBuf, Dir)]) -> Result<Vec<Dir>, Problem> {
+    let below = |(path, dir): &(PathBuf, Dir)| {
+        stores::below(dir).map_err(|stores::TooMuch| {
+            let why = format!(
+                "{}: too many directories to find all stores that rely on link-invert",
+                path.display()
+            );
+            Problem::new(why).exit(Exit::Findings).cure("--force, if you know that none does")
+        })
+    };
+    Ok(places.iter().map(below).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
 }

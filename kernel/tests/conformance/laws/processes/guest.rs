@@ -1,10 +1,14 @@
 //! What root of a guest tries, under the ceiling that guests have.
 
+use std::ffi::CString;
+
 use kernel::{Capabilities, ContextEntry, Errno};
 
+use super::super::open::{mount, private_mounts};
+use super::ipc::BARRED;
 use super::{FOREIGN, FRESH, ONLY_PERM, Other, enter, forbids, number};
 use crate::bytes;
-use crate::case::{Law, Ready, Res};
+use crate::case::{Case, Law, Ready, Res};
 use crate::raw::{self, at, call, text};
 
 /// What guests' root is without, by number: linux/capability.h.
@@ -94,6 +98,27 @@ pub(crate) const LAWS: &[Law] = &[
             other => other.map(drop).map_err(Into::into),
         }
     }),
+    forbids("take a pin out of the bpf file system", ONLY_PERM, |c| {
+        let pin = pin(c)?;
+        guest()?;
+        call(libc::SYS_unlink, &[at(pin.as_bytes_with_nul())])?;
+        Ok(())
+    }),
+    forbids("move a pin in the bpf file system", ONLY_PERM, |c| {
+        let pin = pin(c)?;
+        let aside = text(c.path("pins/aside"));
+        guest()?;
+        call(libc::SYS_rename, &[&pin, &aside].map(|path| at(path.as_bytes_with_nul())))?;
+        Ok(())
+    }),
+    forbids("remove a directory of the bpf file system", ONLY_PERM, |c| {
+        pin(c)?;
+        let directory = text(c.path("pins/directory"));
+        call(libc::SYS_mkdir, &[at(directory.as_bytes_with_nul()), 0o700]).ready()?;
+        guest()?;
+        call(libc::SYS_rmdir, &[at(directory.as_bytes_with_nul())])?;
+        Ok(())
+    }),
     forbids("a user namespace", NEEDS, |_| {
         guest()?;
         call(libc::SYS_unshare, &[libc::CLONE_NEWUSER as usize])?;
@@ -108,7 +133,7 @@ pub(crate) const LAWS: &[Law] = &[
         call(libc::SYS_chmod, &[at(path.as_bytes_with_nul()), 0o200])?;
         Ok(())
     }),
-    forbids("attach the host's shared memory", NEEDS, |_| {
+    forbids("attach the host's shared memory", BARRED, |_| {
         let id = call(libc::SYS_shmget, &[0, 4096, libc::IPC_CREAT as usize | 0o600]).ready()?;
         guest()?;
         call(libc::SYS_shmat, &[id, 0, 0])?;
@@ -126,6 +151,23 @@ pub(crate) const LAWS: &[Law] = &[
 fn guest() -> Res {
     let remove = WITHOUT.iter().fold(0, |set, bit| set | 1 << bit);
     enter(&ContextEntry { remove: Capabilities(remove), ..FRESH }).map(drop)
+}
+
+/// A map, pinned in a bpf file system that the guest reaches.
+fn pin(case: &Case) -> Res<CString> {
+    let (place, pin) = (case.path("pins"), text(case.path("pins/map")));
+    private_mounts()?;
+    call(libc::SYS_mkdir, &[at(text(&place).as_bytes_with_nul()), 0o700]).ready()?;
+    match mount("bpf".as_ref(), &place, "bpf", 0, "") {
+        Err(Errno::NODEV) => return Err(Errno::NOSYS.into()),
+        mounted => mounted.ready()?,
+    }
+    // BPF_MAP_CREATE: an array of one. BPF_OBJ_PIN.
+    let attributes = bytes![2_u32, 4_u32, 4_u32, 1_u32, 0_u32];
+    let map = call(libc::SYS_bpf, &[0, at(attributes.as_slice()), attributes.len()]).ready()?;
+    let attributes = bytes![pin.as_ptr() as u64, map as u32, 0_u32];
+    call(libc::SYS_bpf, &[6, at(attributes.as_slice()), attributes.len()]).ready()?;
+    Ok(pin)
 }
 
 fn to_write(path: &str) -> Res {

@@ -6,7 +6,7 @@ use super::{FRESH, Other, allows, enter, forbids};
 use crate::case::{Law, Ready, Res};
 use crate::raw::{at, call, into};
 
-const BARRED: &[Errno] = &[Errno::ACCESS, Errno::PERM, Errno::INVAL, Errno::NOENT];
+pub(super) const BARRED: &[Errno] = &[Errno::ACCESS, Errno::PERM, Errno::INVAL, Errno::NOENT];
 
 pub(crate) const LAWS: &[Law] = &[
     forbids("shmget of a foreign key", BARRED, |_| by_key(libc::SYS_shmget, &[4096])),

@@ -31,28 +31,28 @@ pub(crate) const LAWS: &[Law] = &[
         call(libc::SYS_pidfd_send_signal, &[pidfd, WINCH, 0, 0])
     }),
     forbids("pidfd_send_signal by a pidfd from before", FOREIGN, |_| {
-        let other = Other::fresh()?;
+        let other = Other::here()?;
         let pidfd = pidfd(&other).ready()?;
         enter(&FRESH)?;
         call(libc::SYS_pidfd_send_signal, &[pidfd, WINCH, 0, 0])?;
         Ok(())
     }),
-    forbids("SIGIO by F_SETOWN", ONLY_PERM, |_| sigio(|fd, other| fcntl(fd, libc::F_SETOWN, other.pid()))),
-    forbids("SIGIO by F_SETOWN to a group", ONLY_PERM, |_| {
+    forbids("SIGIO by F_SETOWN", FOREIGN, |_| sigio(|fd, other| fcntl(fd, libc::F_SETOWN, other.pid()))),
+    forbids("SIGIO by F_SETOWN to a group", FOREIGN, |_| {
         sigio(|fd, other| fcntl(fd, libc::F_SETOWN, other.pid().wrapping_neg()))
     }),
-    forbids("SIGIO by F_SETOWN_EX", ONLY_PERM, |_| {
+    forbids("SIGIO by F_SETOWN_EX", FOREIGN, |_| {
         sigio(|fd, other| fcntl(fd, 15, at(bytes![1_i32, other.pid].as_slice())))
     }),
-    forbids("SIGIO by FIOSETOWN", ONLY_PERM, |_| {
+    forbids("SIGIO by FIOSETOWN", FOREIGN, |_| {
         sigio(|fd, other| call(libc::SYS_ioctl, &[fd, 0x8901, at(&other.pid)]))
     }),
-    forbids("SIGIO by F_SETOWN from context 0", ONLY_PERM, |_| {
+    forbids("SIGIO by F_SETOWN from context 0", FOREIGN, |_| {
         let other = Other::fresh()?;
         signal_of_socket(&other, |fd, other| fcntl(fd, libc::F_SETOWN, other.pid()))?;
         went_through(other.was_reached())
     }),
-    forbids("SIGIO by FIOSETOWN from context 0", ONLY_PERM, |_| {
+    forbids("SIGIO by FIOSETOWN from context 0", FOREIGN, |_| {
         let other = Other::fresh()?;
         signal_of_socket(&other, |fd, other| call(libc::SYS_ioctl, &[fd, 0x8901, at(&other.pid)]))?;
         went_through(other.was_reached())

@@ -1,6 +1,6 @@
 //! What one process finds out about another.
 
-use super::{FOREIGN, FRESH, Other, allows, become_nobody, enter, forbids, foreign, look, number};
+use super::{FOREIGN, FRESH, ONLY_PERM, Other, allows, become_nobody, enter, forbids, foreign, look, number};
 use crate::case::{Law, Res};
 use crate::raw::{self, at, call, into, text};
 
@@ -24,10 +24,20 @@ pub(crate) const LAWS: &[Law] = &[
     foreign!("/proc/PID/oom_score_adj, to write", |other| {
         raw::open(other.proc("/oom_score_adj"), libc::O_WRONLY)
     }),
-    forbids("fstat of /proc/PID, opened before", FOREIGN, |_| {
-        let other = Other::fresh()?;
+    forbids("/proc/1/oom_score_adj, to write", ONLY_PERM, |_| {
         enter(&FRESH)?;
+        raw::open("/proc/1/oom_score_adj", libc::O_WRONLY)?;
+        Ok(())
+    }),
+    forbids("/proc/1/oom_score_adj, to write, by context 1", ONLY_PERM, |_| {
+        enter(&number(1))?;
+        raw::open("/proc/1/oom_score_adj", libc::O_WRONLY)?;
+        Ok(())
+    }),
+    forbids("fstat of a process in /proc, opened before", FOREIGN, |_| {
+        let other = Other::fresh()?;
         let path = raw::open("/proc", libc::O_PATH)?;
+        enter(&FRESH)?;
         let mut buffer = [0_u64; 32];
         let name = text(other.pid.to_string());
         call(libc::SYS_newfstatat, &[raw::num(&path), at(name.as_bytes_with_nul()), into(&mut buffer), 0])?;
