@@ -6,7 +6,7 @@
 //! its number cannot stand for another.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kernel::{Dir, EntryBuffer, Errno, Kind, Stat, Time};
 use store::IdentityPolicy;
@@ -44,6 +44,9 @@ pub(crate) struct Walk<'a> {
     pub(crate) notes: &'a Notes,
 }
 
+/// Subdirectories that are one piece of work: to note each by itself would take more memory than its row.
+const STRETCH: usize = 32;
+
 thread_local! {
     static BUFFER: std::cell::RefCell<EntryBuffer> = std::cell::RefCell::default();
 }
@@ -53,6 +56,26 @@ struct Task {
     path: Vec<u8>,
     row: u32,
     before: Option<u32>,
+}
+
+/// The subdirectories of one that was looked at, which are still to be.
+struct Below {
+    path: Vec<u8>,
+    /// Row of the first.
+    first: u32,
+    names: Vec<u8>,
+    dirs: Vec<(u32, u64, Option<u32>)>,
+}
+
+impl Below {
+    fn task(&self, at: usize) -> Task {
+        let (name, _, before) = self.dirs[at];
+        Task {
+            path: join(&self.path, index::name_at(&self.names, name)),
+            row: self.first + at as u32,
+            before,
+        }
+    }
 }
 
 /// What one directory turned out to hold, before it is added to the census. Names are offsets into its
@@ -115,13 +138,21 @@ impl<'a> Walk<'a> {
         else {
             return self.skip(&task.path, b"", Skip::OutOfReach);
         };
-        for (row, (name, _, before)) in (first..).zip(found.dirs) {
-            let path = join(&task.path, index::name_at(&found.names, name));
-            if !is_within_reach(&path) {
-                self.skip(&path, b"", Skip::OutOfReach);
-                continue;
-            }
-            scope.spawn(move |scope| self.visit(scope, census, Task { path, row, before }));
+        let below = Arc::new(Below { path: task.path, first, names: found.names, dirs: found.dirs });
+        for from in (0..below.dirs.len()).step_by(STRETCH) {
+            let below = Arc::clone(&below);
+            scope.spawn(move |scope| {
+                let to = below.dirs.len().min(from + STRETCH);
+                (from..to).for_each(|at| self.descend(scope, census, below.task(at)));
+            });
+        }
+    }
+
+    fn descend<'s>(&'s self, scope: &rayon::Scope<'s>, census: &'s Mutex<Census>, task: Task) {
+        if is_within_reach(&task.path) {
+            self.visit(scope, census, task);
+        } else {
+            self.skip(&task.path, b"", Skip::OutOfReach);
         }
     }
 
