@@ -1,7 +1,7 @@
 //! Who may seal and unseal: root of the host with `CAP_LINUX_IMMUTABLE`, and nobody else.
 
 use fixtures::loopfs::FsKind;
-use kernel::Errno;
+use kernel::{Capabilities, ContextEntry, Errno, Properties, Which};
 use libc::O_RDWR;
 
 use crate::bytes;
@@ -9,6 +9,13 @@ use crate::case::{Case, Law, Ready, Res, Stop, When};
 use crate::laws::ioctls::{compat_ioctl, flags};
 use crate::laws::numbers::{self, FSGETXATTR, FSSETXATTR, NOATIME, SETFLAGS, SYNC};
 use crate::raw::{self, call};
+
+/// A fresh context, with all capabilities that the caller has.
+fn enter_guest() -> Res {
+    let entry =
+        ContextEntry { which: Which::Fresh, remove: Capabilities(0), properties: Properties::default() };
+    kernel::contexts().enter(&entry).map(drop).map_err(|_| Errno::NOSYS.into())
+}
 
 const IMMUTABLE: u32 = 0x10;
 const LINK_INVERT: u32 = 0x0800_0000;
@@ -29,6 +36,21 @@ pub(crate) const LAWS: &[Law] = &[
     Law::denied("lifted without the capability", |c| {
         drop_capability()?;
         change(c, |now| now & !TAGS)
+    })
+    .when(When::OnlySealed),
+    Law::denied("lifted by root of a guest that has the capability", |c| {
+        enter_guest()?;
+        change(c, |now| now & !TAGS)
+    })
+    .when(When::OnlySealed),
+    Law::denied("its file system taken out of the scope by root of a guest that has the capability", |c| {
+        let dir = kernel::Dir::open_host(&c.dir).ready()?;
+        enter_guest()?;
+        match kernel::bpf::scope::remove(&dir) {
+            // Nobody watches file systems here.
+            Err(Errno::NOTTY) => Err(Errno::NOSYS.into()),
+            other => other.map_err(Into::into),
+        }
     })
     .when(When::OnlySealed),
     Law::denied("no-atime alone taken away", |c| {
