@@ -57,7 +57,7 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The stores in a directory and below it.
+/// The stores in a directory and below it. What stands beside a store are its guests, and not looked into.
 pub fn below(top: &Dir) -> Result<Vec<Dir>, TooMuch> {
     let mut stores = Vec::new();
     let mut buffer = EntryBuffer::default();
@@ -77,13 +77,13 @@ pub fn below(top: &Dir) -> Result<Vec<Dir>, TooMuch> {
         if read.is_err() {
             continue;
         }
-        for name in found {
-            if name == STORE {
-                stores.extend(dir.open_dir(STORE).ok());
-            } else if depth < DEPTH {
-                let path = if path.is_empty() { name } else { [&path[..], &name].join(&b'/') };
-                queue.push_back((path, depth + 1));
-            }
+        if found.iter().any(|name| name == STORE) {
+            stores.extend(dir.open_dir(STORE).ok());
+            continue;
+        }
+        for name in found.into_iter().filter(|_| depth < DEPTH) {
+            let path = if path.is_empty() { name } else { [&path[..], &name].join(&b'/') };
+            queue.push_back((path, depth + 1));
         }
     }
     Ok(stores)
@@ -105,10 +105,12 @@ mod tests {
     #[allow(clippy::disallowed_methods)] // a fixture outside any guest
     fn stores_are_found_near_the_top() {
         let place = tempfile::tempdir().unwrap();
-        for path in [".store/objects/.store", "a/.store", "a/b/c/d/.store", "a/b/c/d/e/.store"] {
+        for path in ["a/.store/b/.store", "a/guest/.store", "b/c/d/e/.store", "b/c/d/e2/f/.store"] {
             std::fs::create_dir_all(place.path().join(path)).unwrap();
         }
-        let top = Dir::open_host(place.path()).unwrap();
-        assert_eq!(below(&top).unwrap().len(), 3);
+        let count = || below(&Dir::open_host(place.path()).unwrap()).unwrap().len();
+        assert_eq!(count(), 2);
+        std::fs::create_dir(place.path().join(".store")).unwrap();
+        assert_eq!(count(), 1);
     }
 }
