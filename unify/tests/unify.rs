@@ -57,3 +57,18 @@ fn undo_gives_back_the_first_state() {
     let again = world.unify(&REAL).unwrap();
     assert_eq!((again.done.admitted, again.done.linked), (2, 2), "{again:?}");
 }
+
+#[test]
+fn every_subdirectory_of_a_wide_directory_is_walked() {
+    const WIDTH: u64 = 100;
+    let place = tempfile::tempdir().unwrap();
+    let entries = (0..WIDTH)
+        .map(|at| format!("d usr/wide/{at} 755\nf usr/wide/{at}/file 644 @1000000000.5 \"{at}\"\n"));
+    let text = format!("d usr 755\nd usr/wide 755\n{}", entries.collect::<String>());
+    let guest = Manifest::parse(&text).unwrap();
+    let world = World::new(place.path(), &[guest.clone(), guest]);
+    let report = world.unify(&REAL).unwrap();
+    assert_eq!((report.done.admitted, report.done.linked), (WIDTH, WIDTH), "{report:?}");
+    let again = world.unify(&REAL).unwrap();
+    assert_eq!((again.run, again.dirs), (None, 2 * (WIDTH + 3)), "{again:?}");
+}
