@@ -79,10 +79,36 @@ struct thread_info {
 struct task_struct___more {
 	struct thread_info thread_info;
 	struct signal_struct *signal;
+	struct fs_struct *fs;
+	struct nsproxy *nsproxy;
+};
+
+struct vfsmount {
+	struct dentry *mnt_root;
+};
+
+struct mount {
+	struct mount *mnt_parent;
+	struct dentry *mnt_mountpoint;
+	struct vfsmount mnt;
 };
 
 struct path {
+	struct vfsmount *mnt;
 	struct dentry *dentry;
+};
+
+struct fs_struct {
+	struct path root;
+};
+
+struct pid_namespace {
+	struct task_struct *child_reaper;
+	struct pid_namespace *parent;
+};
+
+struct nsproxy {
+	struct pid_namespace *pid_ns_for_children;
 };
 
 struct iattr {
@@ -762,6 +788,85 @@ SEC("lsm/inode_rename")
 int inode_rename(__u64 *ctx)
 {
 	return pin_in((struct inode *)ctx[0]);
+}
+
+/* ---- the root -------------------------------------------------------------------------------- */
+
+/* Mounts that may lie between a root and the first of its namespace. */
+#define MOUNTS_BELOW 16
+
+VS_INLINE __u64 pointer_at(__u64 address)
+{
+	__u64 value = 0;
+
+	vs_probe_read_kernel(&value, sizeof(value), (void *)address);
+	return value;
+}
+
+/* The root of the host's process 1. */
+VS_INLINE __u64 host_root(struct task_struct *task)
+{
+	struct task_struct___more *more = (void *)task;
+	struct pid_namespace *space = more->nsproxy->pid_ns_for_children;
+	struct task_struct___more *init;
+
+	for (int i = 0; i < LEVELS; i++) {
+		if (!space->parent)
+			break;
+		space = space->parent;
+	}
+	init = (void *)space->child_reaper;
+	return (__u64)init->fs->root.dentry;
+}
+
+/*
+ * Whether nothing of the host's is above the root of a task: nothing at all is, or the mount namespace that it
+ * is in has another root than the host.
+ */
+VS_INLINE int is_held(struct task_struct *task)
+{
+	struct task_struct___more *more = (void *)task;
+	struct mount *none = NULL;
+	__u64 dentry = (__u64)more->fs->root.dentry;
+	__u64 at = (__u64)more->fs->root.mnt - vs_offset(none->mnt);
+	__u64 root_of_namespace = 0;
+	int is_top = 1;
+
+	for (int i = 0; i < MOUNTS_BELOW; i++) {
+		__u64 parent = pointer_at(at + vs_offset(none->mnt_parent));
+		__u64 root = pointer_at(at + vs_offset(none->mnt.mnt_root));
+
+		if (dentry != root)
+			is_top = 0;
+		if (parent == at)
+			return is_top || (root_of_namespace && root_of_namespace != host_root(task));
+		root_of_namespace = root;
+		dentry = pointer_at(at + vs_offset(none->mnt_mountpoint));
+		at = parent;
+	}
+	return 0;
+}
+
+/*
+ * Who moves its root down keeps what it has open, and its working directory, above it, and climbs from there past
+ * the old root, which holds nobody any more. So a guest moves its root only where that leads nowhere. Elsewhere its
+ * root is just another directory of the host, and the climb would end in the host's.
+ */
+SEC("lsm/path_chroot")
+int path_chroot(__u64 *ctx)
+{
+	if (own_context() != 0 && !is_held(vs_current()))
+		return -EPERM;
+	return 0;
+}
+
+/* Where helpers may not read the kernel's memory, nobody knows. */
+SEC("lsm/path_chroot")
+int path_chroot__blind(__u64 *ctx)
+{
+	if (own_context() != 0)
+		return -EPERM;
+	return 0;
 }
 
 /* ---- signals from files ---------------------------------------------------------------------- */

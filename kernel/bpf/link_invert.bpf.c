@@ -71,6 +71,7 @@ VS_LICENSE;
 #define FS_IOC_SHUTDOWN KIND('X', 125)
 #define XFS_IOC_FSGEOMETRY KIND('X', 126)
 #define XFS_IOC_EXCHANGE_RANGE KIND('X', 129)
+#define XFS_IOC_COMMIT_RANGE KIND('X', 131)
 #define BTRFS_IOC_FS_INFO KIND(0x94, 31)
 #define FIDEDUPERANGE KIND(0x94, 54)
 
@@ -340,7 +341,8 @@ VS_INLINE int reaches_others(struct inode *inode, __u32 kind)
 {
 	if (kind == EXT4_IOC_MOVE_EXT)
 		return inode->i_sb->s_magic == EXT4_MAGIC && in_scope(inode);
-	if (kind == XFS_IOC_SWAPEXT || kind == XFS_IOC_ATTRMULTI_BY_HANDLE || kind == XFS_IOC_EXCHANGE_RANGE)
+	if (kind == XFS_IOC_SWAPEXT || kind == XFS_IOC_ATTRMULTI_BY_HANDLE || kind == XFS_IOC_EXCHANGE_RANGE ||
+	    kind == XFS_IOC_COMMIT_RANGE)
 		return inode->i_sb->s_magic == XFS_MAGIC && in_scope(inode);
 	return 0;
 }

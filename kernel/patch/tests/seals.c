@@ -201,11 +201,14 @@ static void cannot_change(const char *who)
 
 static void cannot_unseal(const char *who)
 {
+	static const unsigned of_seals[] = { FS_NOATIME_FL, FS_SYNC_FL, FS_IMMUTABLE_FL, LINK_INVERT_FL };
 	unsigned flags = get_flags("f");
 
 	DENIED(set_flags("f", ~0u, FS_EXTENT_FL & flags), EPERM, "%s %s: clear all flags", file_system, who);
-	DENIED(set_flags("f", FS_NOATIME_FL, 0) | set_flags("f", FS_IMMUTABLE_FL, 0), EPERM,
-	       "%s %s: clear one flag", file_system, who);
+	for (unsigned i = 0; i < sizeof(of_seals) / sizeof(of_seals[0]); i++)
+		if (flags & of_seals[i])
+			DENIED(set_flags("f", of_seals[i], 0), EPERM, "%s %s: clear flag %x", file_system, who,
+			       of_seals[i]);
 	DENIED(set_flags("f", 0, FS_NODUMP_FL), EPERM, "%s %s: set another flag", file_system, who);
 	DENIED(set_xflags("f", FS_XFLAG_SYNC | FS_XFLAG_IMMUTABLE, 0, 0), EPERM, "%s %s: clear by FSSETXATTR",
 	       file_system, who);

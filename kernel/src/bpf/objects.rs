@@ -35,7 +35,7 @@ pub static CONTEXTS: Object = Object {
     name: "contexts",
     bytes: aya::include_bytes_aligned!("../../bpf/context.o"),
     maps: &["contexts", "directed", "ipc", "last_fresh", "tasks"],
-    optional: &["file_ioctl_compat"],
+    optional: &["file_ioctl_compat", "path_chroot"],
     last: &["task_prctl"],
     needs_lsm: true,
     state: Some("tasks"),

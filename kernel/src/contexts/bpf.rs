@@ -10,6 +10,7 @@
 //! | writing to what is the host's own in `/proc`, once `CAP_SYS_ADMIN` is given up | the programs |
 //! | bpf(2) outside context 0; user namespaces once any capability is given up | the programs |
 //! | System V objects | the programs bar those of others; an IPC namespace gives keys of one's own |
+//! | leaving a chroot: chroot(2) again, where something of the host's is above | the programs refuse it; with `pivot_root` nothing is above |
 //! | nproc | the programs: threads and zombies count, root does, and so do those that went on to fresh contexts |
 //! | modules, kexec, reboot, clocks, mounts, devices, raw sockets, open by handle, `perf` of whole processors | the ceiling: the launcher names the capability, the programs keep it lost |
 //! | names in `/proc`, existence by `EPERM` instead of `ESRCH`, `pidfd_open`, getpriority(2), limits to read | a PID namespace |

@@ -20,13 +20,14 @@ struct Boot {
 }
 
 const PATCHED: &str = "patched 6.12";
+const OLDEST: &str = "6.1";
 
 /// In place of a kernel to boot: the machine itself.
 const HOST: &str = "host";
 
 const BOOTS: &[Boot] = &[
     Boot { kernel: HOST, columns: &[(HOST_COLUMN, Provider::Bpf)] },
-    Boot { kernel: "6.1", columns: &[("none 6.1", Provider::None), ("bpf 6.1", Provider::Bpf)] },
+    Boot { kernel: OLDEST, columns: &[("none 6.1", Provider::None), ("bpf 6.1", Provider::Bpf)] },
     Boot {
         kernel: "6.12",
         columns: &[
@@ -207,7 +208,7 @@ fn findings_of(boot: &Boot) -> Result<(Vec<Finding>, Vec<Cost>), Trouble> {
     let share = tempfile::tempdir().map_err(|error| error.to_string())?;
     let disks = FsKind::ALL
         .into_iter()
-        .map(|fs| make_disk(share.path(), fs, boot.kernel != PATCHED))
+        .map(|fs| make_disk(share.path(), fs, boot.kernel))
         .collect::<Result<_, _>>()?;
     // Where the kernel is our own, a warning of its is a fault of ours.
     let words = if boot.kernel == PATCHED { "panic_on_warn=1" } else { "" }.to_owned();
@@ -266,14 +267,15 @@ fn kernel_of(boot: &Boot) -> Result<Kernel, Trouble> {
     Ok(Kernel::image(Path::new(path.lines().last().unwrap_or_default()))?)
 }
 
-/// A `rich` ext4 has quotas of projects, which only a kernel of a distribution can mount.
-fn make_disk(dir: &Path, fs: FsKind, rich: bool) -> Result<PathBuf, String> {
+/// With what each kernel can mount: quotas of projects (ext4) only a distribution's, exchanges of ranges (xfs) not
+/// the oldest.
+fn make_disk(dir: &Path, fs: FsKind, kernel: &str) -> Result<PathBuf, String> {
     let path = dir.join(fs.name());
     // Without checksums of metadata, or ext4 would not let an inode's version be set.
-    let features = if rich {
-        "verity,project,^metadata_csum,^metadata_csum_seed"
-    } else {
+    let features = if kernel == PATCHED {
         "verity,^metadata_csum,^metadata_csum_seed"
+    } else {
+        "verity,project,^metadata_csum,^metadata_csum_seed"
     };
     let (size, options): (u64, &[&str]) = match fs {
         FsKind::Ext4 => (192 << 20, &["-q", "-F", "-b", "4096", "-O", features]),
@@ -281,11 +283,21 @@ fn make_disk(dir: &Path, fs: FsKind, rich: bool) -> Result<PathBuf, String> {
     };
     let file = std::fs::File::create(&path).map_err(|error| error.to_string())?;
     file.set_len(size).map_err(|error| error.to_string())?;
-    let made = Command::new(format!("mkfs.{}", fs.name())).args(options).arg(&path).output();
-    match made {
-        Ok(made) if made.status.success() => Ok(path),
-        Ok(made) => Err(format!("mkfs.{}: {}", fs.name(), String::from_utf8_lossy(&made.stderr))),
-        Err(error) => Err(format!("mkfs.{}: {error}", fs.name())),
+    run(Command::new(format!("mkfs.{}", fs.name())).args(options).arg(&path))?;
+    if fs == FsKind::Xfs && kernel != OLDEST {
+        // Debian 12's mkfs doesn't know of them. The kernel needs nothing but the bit.
+        run(Command::new("xfs_db")
+            .args(["-x", "-c", "sb 0", "-c", "write -d features_incompat 0x4b"])
+            .arg(&path))?;
+    }
+    Ok(path)
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    match command.output() {
+        Ok(done) if done.status.success() => Ok(()),
+        Ok(done) => Err(format!("{command:?}: {}", String::from_utf8_lossy(&done.stderr))),
+        Err(error) => Err(format!("{command:?}: {error}")),
     }
 }
 

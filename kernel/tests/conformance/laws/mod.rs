@@ -141,6 +141,11 @@ pub(crate) const ALL: &[Group] = &[
         laws: Laws::Processes(processes::GUEST),
     },
     Group {
+        name: "root",
+        about: "A guest does not get above its root",
+        laws: Laws::Processes(processes::ROOT),
+    },
+    Group {
         name: ROOTS,
         about: "Guests on one machine have an IPv4 address each, and no other",
         laws: Laws::Roots,

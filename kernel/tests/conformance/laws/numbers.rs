@@ -33,6 +33,8 @@ pub(crate) const XFS_PATH_TO_HANDLE: u32 = 0xC038_5869;
 pub(crate) const XFS_OPEN_BY_HANDLE: u32 = 0xC038_586B;
 pub(crate) const XFS_ATTRMULTI_BY_HANDLE: u32 = 0x4048_587B;
 pub(crate) const XFS_EXCHANGE_RANGE: u32 = 0x4028_5881;
+pub(crate) const XFS_START_COMMIT: u32 = 0x8058_5882;
+pub(crate) const XFS_COMMIT_RANGE: u32 = 0x4058_5883;
 
 pub(crate) const LOOP_SET_FD: u32 = 0x4C00;
 pub(crate) const LOOP_CLR_FD: u32 = 0x4C01;

@@ -233,6 +233,18 @@ pub(crate) const LAWS: &[Law] = &[
     })
     .only(XFS)
     .broad(),
+    Law::prior("XFS_IOC_COMMIT_RANGE", |c| {
+        let (fd, other) = (c.prior()?, source(c)?);
+        commit_range(&other, &fd)
+    })
+    .only(XFS)
+    .broad(),
+    Law::prior("XFS_IOC_COMMIT_RANGE into another file", |c| {
+        let (fd, other) = (c.prior()?, source(c)?);
+        commit_range(&fd, &other)
+    })
+    .only(XFS)
+    .broad(),
     Law::prior("XFS_IOC_ALLOCSP64", |c| xfs_space(c, numbers::XFS_ALLOCSP)).only(XFS),
     Law::prior("XFS_IOC_RESVSP64", |c| xfs_space(c, numbers::XFS_RESVSP)).only(XFS),
     Law::prior("XFS_IOC_UNRESVSP64", |c| xfs_space(c, numbers::XFS_UNRESVSP)).only(XFS),
@@ -253,6 +265,14 @@ fn source(c: &Case) -> Res<OwnedFd> {
     let fd = raw::open(path, O_RDWR).ready()?;
     call(libc::SYS_fsync, &[num(&fd)]).ready()?;
     Ok(fd)
+}
+
+/// Exchanges the beginnings of two files, if `second` is as it was.
+fn commit_range(first: &OwnedFd, second: &OwnedFd) -> Res {
+    let mut request =
+        bytes![num(first) as u64, 0u64, 0u64, 4096u64, 0u64, 0u64, 0u64, 0u64, 0u64, 0u64, 0u64];
+    raw::ioctl(second, numbers::XFS_START_COMMIT, &mut request)?;
+    Ok(raw::ioctl(second, numbers::XFS_COMMIT_RANGE, &mut request).map(drop)?)
 }
 
 fn with_prior(c: &Case, number: i64, rest: &[usize]) -> Res {

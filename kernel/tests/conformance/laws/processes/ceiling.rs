@@ -110,7 +110,8 @@ fn program(c: &Case, mode: u32) -> Res<PathBuf> {
 }
 
 fn chroot_by(program: &PathBuf) -> Res {
-    let ran = Command::new(program).args(["/usr", "/bin/true"]).output().ready()?;
+    // A kernel may refuse to execute what can't have its capabilities.
+    let ran = Command::new(program).args(["/usr", "/bin/true"]).output()?;
     let said = String::from_utf8_lossy(&ran.stderr);
     match ran.status.code() {
         Some(0) => Ok(()),

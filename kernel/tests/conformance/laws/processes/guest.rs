@@ -148,7 +148,8 @@ pub(crate) const LAWS: &[Law] = &[
     }),
 ];
 
-fn guest() -> Res {
+/// Becomes root of a guest, if it was root of the host.
+pub(super) fn guest() -> Res {
     let remove = WITHOUT.iter().fold(0, |set, bit| set | 1 << bit);
     enter(&ContextEntry { remove: Capabilities(remove), ..FRESH }).map(drop)
 }

@@ -16,6 +16,7 @@ mod entering;
 mod guest;
 mod ipc;
 mod reach;
+mod root;
 mod sight;
 
 pub(crate) use ceiling::LAWS as CEILING;
@@ -23,6 +24,7 @@ pub(crate) use entering::LAWS as ENTERING;
 pub(crate) use guest::LAWS as GUEST;
 pub(crate) use ipc::LAWS as IPC;
 pub(crate) use reach::LAWS as REACH;
+pub(crate) use root::LAWS as ROOT;
 pub(crate) use sight::LAWS as SIGHT;
 
 /// A foreign process may be forbidden or not be there at all.
