@@ -1,11 +1,13 @@
 //! Package upgrades inside guests that are unified, sealed and running.
 //!
 //! This is what link-invert is for: `apt`, `dpkg`, `dnf` and `rpm` replace what they find, and each guest
-//! ends as an unshared copy does, while the other guest notices nothing. Stock kernels enforce the seal by
-//! the eBPF programs, in a virtual machine; the trees are made and compared on this one.
+//! ends as an unshared copy does, while the other guest notices nothing. All that runs in the guests runs in
+//! contexts, as root with what guests may at most. Stock kernels enforce the seal and the contexts by the eBPF
+//! programs, the patched one by itself, in virtual machines; the trees are made and compared on this one.
 //!
-//! The rounds differ: on ext4 all of the fifty packages are upgraded, elsewhere some (see `ROUNDS`).
-//! `RUNNING_GUESTS=xfs` runs only the rounds whose name has that in it.
+//! The rounds differ: on ext4 all of the fifty packages are upgraded, downgraded and installed again, elsewhere
+//! some (see `ROUNDS`). `RUNNING_GUESTS=xfs` runs only the rounds whose name has that in it. Those of the patched
+//! kernel run where it is built, as it is whenever the conformance suite needs it (`make kernel`).
 #![allow(clippy::disallowed_methods)] // the files are the test's own
 #![allow(clippy::print_stderr)] // a test without the harness reports by itself
 
@@ -17,6 +19,7 @@ use std::time::{Duration, Instant};
 use fixtures::loopfs::{FsKind, LoopFs, Options};
 use fixtures::vm::{Kernel, Vm};
 use fixtures::{Skip, Snapshot, guests, require_command, skip};
+use kernel::{Capabilities, ContextEntry, Properties, Which};
 
 const NAME: &str = "running_guests";
 
@@ -41,11 +44,16 @@ const ALL: &str = "*";
 /// Those with setuid programs, an alternative, a diversion, and the libraries that all programs use.
 const SOME: &str = "bash coreutils dash grep gzip libc-bin libc6 login mount passwd sed tar util-linux";
 
-const ROUNDS: [Round; 4] = [
+/// In place of a version of Debian's kernel.
+const PATCHED: &str = "patched 6.12";
+
+const ROUNDS: [Round; 6] = [
     Round { guests: Debian, fs: FsKind::Ext4, kernel: "6.1", packages: ALL },
     Round { guests: Rpm, fs: FsKind::Xfs, kernel: "6.1", packages: ALL },
     Round { guests: Debian, fs: FsKind::Xfs, kernel: "6.12", packages: SOME },
     Round { guests: Debian, fs: FsKind::Btrfs, kernel: "6.12", packages: SOME },
+    Round { guests: Debian, fs: FsKind::Ext4, kernel: PATCHED, packages: ALL },
+    Round { guests: Rpm, fs: FsKind::Btrfs, kernel: PATCHED, packages: SOME },
 ];
 
 impl Round {
@@ -70,45 +78,44 @@ update-alternatives --install /usr/bin/backwards backwards /usr/bin/tac 10
 update-alternatives --install /usr/bin/backwards backwards /usr/bin/rev 20
 apt install --no-install-recommends $(files new $PICK)
 apt install --allow-downgrades $(files old $PICK)
-apt install --reinstall $(files old coreutils passwd login mount libc6)
+apt install --reinstall $(files old $PICK)
 dpkg --force-unsafe-io --install $(files new dash tar sed passwd libc-bin)
 dpkg --audit
 update-alternatives --remove backwards /usr/bin/rev
 "#;
 
-/// Done to the rpm guest $ROOT, whose packages' scripts run in it; dnf and rpm are the machine's.
+/// Done in an rpm guest, as root of it, with the packages on /mnt. What Python compiles is not compared.
 const DNF: &str = r#"
 set -euf
-export LC_ALL=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin
-HOME=$(mktemp -d)
-export HOME
-trap 'rm -r "$HOME"' EXIT
-cat >"$HOME/.rpmmacros" <<END
+export LC_ALL=C.UTF-8 PATH=/usr/sbin:/usr/bin:/sbin:/bin PYTHONPYCACHEPREFIX=/var/cache/python
+export HOME=/var/cache/home
+mkdir -p $HOME
+cat >$HOME/.rpmmacros <<END
 %_dbpath /usr/lib/sysimage/rpm
 %_db_backend sqlite
 END
-cat >"$HOME/dnf.conf" <<END
+cat >$HOME/dnf.conf <<END
 [main]
 reposdir=/dev/null
 plugins=0
 gpgcheck=0
 [old]
 name=old
-baseurl=file://$PACKAGES/old
+baseurl=file:///mnt/old
 [new]
 name=new
-baseurl=file://$PACKAGES/new
+baseurl=file:///mnt/new
 END
-from() { folder=$1; shift; dnf -y -q -c "$HOME/dnf.conf" --installroot "$ROOT" --releasever 1 --repo "$folder" "$@"; }
+from() { folder=$1; shift; dnf -y -q -c $HOME/dnf.conf --releasever 1 --repo "$folder" "$@"; }
 # The administrator's own configuration, and what has to be kept beside it.
-echo '# local' >>"$ROOT/etc/login.defs"
-touch -d @1700000000 "$ROOT/etc/login.defs"
+echo '# local' >>/etc/login.defs
+touch -d @1700000000 /etc/login.defs
 from new upgrade $PICK
 from old downgrade $PICK
-from old reinstall coreutils passwd login mount libc6
-cd "$PACKAGES/new"
-rpm --root "$ROOT" --upgrade dash-2.rpm tar-2.rpm sed-2.rpm passwd-2.rpm libc-bin-2.rpm
-rpm --root "$ROOT" --erase mawk
+from old reinstall $PICK
+cd /mnt/new
+rpm --upgrade dash-2.rpm tar-2.rpm sed-2.rpm passwd-2.rpm libc-bin-2.rpm
+rpm --erase mawk
 "#;
 
 /// `inside ROOT COMMAND...`: becomes a command with namespaces of its own and ends with it; the guest has what
@@ -118,7 +125,7 @@ inside() {
     exec unshare --mount --pid --fork --kill-child sh -c '
         set -eu; root=$1; shift
         mount --make-rprivate /
-        [ ! -d "$root/mnt" ] || mount --bind "$PACKAGES" "$root/mnt"
+        mount --bind "$PACKAGES" "$root/mnt"
         mount -t proc proc "$root/proc"
         mount --bind /dev "$root/dev"
         exec "$@"' sh "$@"
@@ -132,10 +139,14 @@ now() { cut -d. -f1 /proc/uptime; }
 shared() { find b -xdev -type f -links +1 | wc -l; }
 modprobe -q "$FS" || :
 mkdir -p /run/guests; mount -t "$FS" /dev/vda /run/guests; cd /run/guests
-# The mark alone protects nothing: it is the programs.
-echo >marked; chattr +A +S marked; echo >>marked
-"$AGENT" load /run/guests
-if echo >>marked; then echo "nothing is enforced"; exit 92; fi
+if [ -z "$IS_PATCHED" ]; then
+    # The mark alone protects nothing: it is the programs.
+    echo >marked; chattr +A +S marked; echo >>marked
+    "$AGENT" load /run/guests
+    if echo >>marked; then echo "nothing is enforced"; exit 92; fi
+fi
+[ -z "$IS_PATCHED" ] || echo 1 >/proc/sys/fs/vserver/honour_tag
+export ENTER="$AGENT guest"
 began=$(now)
 "$VUNIFY" --immutable-mayunlink ./a ./b
 unified=$(now)
@@ -143,7 +154,7 @@ if echo >>a/usr/bin/tac; then echo "a shared file could be written to"; exit 90;
 before=$(shared)
 running=
 for guest in a b; do
-    inside $PWD/$guest chroot $PWD/$guest /bin/bash -c '
+    inside $PWD/$guest $ENTER $PWD/$guest /bin/bash -c '
         exec 9</usr/bin/perl
         while perl -e 1 && ls /usr/bin >/dev/null; do sleep 5; done' &
     running="$running $!"
@@ -168,10 +179,29 @@ fn load(dir: &str) -> Result<(), String> {
     kernel::bpf::scope::add(&dir).map_err(kernel::explain)
 }
 
+/// What root of a guest keeps (linux/capability.h): files' owners and modes, signals, users, low ports, chroot,
+/// audit messages, file capabilities.
+const KEPT: &[u32] = &[0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 29, 31];
+
+/// Runs by itself in the machine: `guest ROOT COMMAND...` becomes a command of a guest, in a context of its own.
+fn guest(root: &str, command: &[&str]) -> Result<(), String> {
+    use std::os::unix::process::CommandExt;
+    std::os::unix::fs::chroot(root).and_then(|()| std::env::set_current_dir("/")).map_err(text)?;
+    let kept = KEPT.iter().fold(0u64, |set, bit| set | 1 << bit);
+    let remove = Capabilities(!kept & ((1 << 41) - 1));
+    let entry = ContextEntry { which: Which::Fresh, remove, properties: Properties::default() };
+    let number = kernel::contexts().enter(&entry).map_err(text)?;
+    if number == 0 {
+        return Err("still in context 0".into());
+    }
+    Err(Command::new(command[0]).args(&command[1..]).exec().to_string())
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["load", dir] => load(dir),
+        ["guest", root, ref command @ ..] if !command.is_empty() => guest(root, command),
         ["--list", ..] => Ok(()),
         _ => upgrades(),
     };
@@ -198,7 +228,7 @@ impl Setting {
             Debian => (guests::debian("bookworm")?, guests::debian_packages("bookworm")?),
             Rpm => {
                 ["dnf", "rpm"].into_iter().try_for_each(require_command)?;
-                (guests::rpm()?, guests::rpm_packages()?)
+                (guests::rpm_with_dnf()?, guests::rpm_packages()?)
             }
         };
         let place = tempfile::tempdir().map_err(Skip::needs)?;
@@ -219,11 +249,11 @@ impl Setting {
     /// Writes the work down.
     fn write(&self) -> std::io::Result<()> {
         let [work, inner] = ["work", "inner"].map(|name| self.place.path().join(name));
-        let outer = format!("exec chroot \"$ROOT\" /bin/sh -c \"$(cat {})\"", inner.display());
-        let (first, second) = if self.guests == Debian { (outer.as_str(), APT) } else { (DNF, "") };
-        std::fs::write(&work, first)?;
-        std::fs::write(&inner, second)
+        let outer = format!("exec ${{ENTER-chroot}} \"$ROOT\" /bin/sh -c \"$(cat {})\"", inner.display());
+        std::fs::write(&work, outer)?;
+        std::fs::write(&inner, if self.guests == Debian { APT } else { DNF })
     }
+
     /// The work, on this machine.
     fn upgrade(&self, packages: &str, root: &Path) -> Result<String, String> {
         let script = self.script(packages, &root.display().to_string());
@@ -354,14 +384,20 @@ fn unchanged(before: &Snapshot, guest: &Path) -> Result<(), String> {
 
 fn play(setting: &Setting, round: &Round, expected: &Path) -> Result<(), String> {
     let start = Instant::now();
-    let (kernel, mut disk) =
-        match Kernel::stock(round.kernel).and_then(|kernel| Ok((kernel, disk(round.fs)?))) {
-            Ok(both) => both,
-            Err(skip) => {
-                skip::note(NAME, &skip.0);
-                return Ok(());
-            }
-        };
+    let (kernel, mut disk) = match kernel_of(round).and_then(|kernel| Ok((kernel, disk(round.fs)?))) {
+        Ok((Some(kernel), disk)) => (kernel, disk),
+        Ok((None, _)) => {
+            eprintln!(
+                "{NAME}: {}: not run, as the patched kernel is not built here (make kernel)",
+                round.name()
+            );
+            return Ok(());
+        }
+        Err(skip) => {
+            skip::note(NAME, &skip.0);
+            return Ok(());
+        }
+    };
     let [a, b] = guests_on(setting, &disk)?;
     let before = Snapshot::take(&b).map_err(text)?;
     if compare(setting.guests, expected, &a).is_ok() {
@@ -382,6 +418,10 @@ fn play(setting: &Setting, round: &Round, expected: &Path) -> Result<(), String>
     Ok(())
 }
 
+fn kernel_of(round: &Round) -> Result<Option<Kernel>, Skip> {
+    if round.kernel == PATCHED { Kernel::patched() } else { Kernel::stock(round.kernel).map(Some) }
+}
+
 fn disk(fs: FsKind) -> Result<LoopFs, Skip> {
     LoopFs::with(&Options { kind: fs, size: 4 << 30, mkfs: &[], mount: "" })
 }
@@ -391,7 +431,12 @@ fn work(setting: &Setting, round: &Round, device: &Path, kernel: Kernel) -> Resu
     let vm = Vm { disks: vec![device.to_owned()], limit: Duration::from_mins(25), ..Vm::new(kernel) };
     let agent = std::env::current_exe().map_err(text)?;
     let script = setting.script(round.packages, "/run/guests/a");
-    let job = format!("FS={} AGENT={} VUNIFY={VUNIFY}\n{script}{JOB}", round.fs.name(), agent.display());
+    let is_patched = if round.kernel == PATCHED { "yes" } else { "" };
+    let job = format!(
+        "FS={} AGENT={} VUNIFY={VUNIFY} IS_PATCHED={is_patched}\n{script}{JOB}",
+        round.fs.name(),
+        agent.display()
+    );
     let done = vm.run(share.path(), &job).map_err(text)?;
     if done.status == 0 {
         Ok(done.output)
