@@ -6,9 +6,11 @@
 //! - [`identity`] says when two files are the same (law 1).
 //! - [`Store`] finds, makes, opens and locks a store and knows where everything in it lies.
 //! - [`journal`] keeps durable intents, so that every crash can be settled and every run undone.
+//! - [`census`] is what a run knows of one guest.
 //! - [`index`] is a cache that makes the nightly run cheap; losing it costs time only.
 //! - [`gc`] takes away objects that no guest links to any more.
 
+pub mod census;
 mod error;
 mod format;
 pub mod gc;

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use kernel::{Leased, Seal, Time};
 use rayon::prelude::*;
-use store::index::{Census, Index, ObjectRow};
+use store::census::Census;
+use store::index::{Index, ObjectRow};
 use store::journal::{Batch, Journal, RunEnd, RunId, RunKind};
 use store::{IdentityPolicy, ObjectName, Place, Store};
 

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kernel::{Dir, EntryBuffer, Errno, Kind, Stat, Time};
 use store::IdentityPolicy;
+use store::census::{self, Census, DirRow, FileRow, NONE};
 use store::identity::class;
-use store::index::{self, Census, DirRow, FileRow, NONE};
 
 use crate::guest::Guest;
 use crate::judge::{DirJudge, Judge, Verdict};
@@ -71,7 +71,7 @@ impl Below {
     fn task(&self, at: usize) -> Task {
         let (name, _, before) = self.dirs[at];
         Task {
-            path: join(&self.path, index::name_at(&self.names, name)),
+            path: join(&self.path, census::name_at(&self.names, name)),
             row: self.first + at as u32,
             before,
         }
@@ -95,7 +95,7 @@ struct Found {
 
 impl Found {
     fn add_name(&mut self, name: &[u8]) -> u32 {
-        index::add_name(&mut self.names, name)
+        census::add_name(&mut self.names, name)
     }
 
     fn add_dir(&mut self, name: &[u8], ino: u64, before: Option<u32>) {

@@ -12,7 +12,8 @@ use benches::trees::{Shape, generate};
 use benches::{Context, Format, Image, Result, Spread, table};
 use clap::Parser;
 use kernel::{At, Dir, EntryBuffer, Fs, Kind, Real};
-use store::index::{Census, DirRow, FileRow, Index, NONE};
+use store::census::{Census, DirRow, FileRow, NONE};
+use store::index::Index;
 use store::{Access, IdentityPolicy, STORE_NAME, Store};
 
 /// Measure walk, hash and exchange beside their limits.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use kernel::Time;
 use rayon::prelude::*;
 use store::Store;
-use store::index::{self, Census, Index};
+use store::census::Census;
+use store::index::{self, Index};
 
 use crate::guest::Guest;
 use crate::judge::Judge;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use rayon::prelude::*;
-use store::index::Census;
+use store::census::Census;
 use store::{ObjectId, ObjectName};
 
 use super::items::{Inode, Items};

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use kernel::{EntryBuffer, Errno, Kind, Time};
 use rayon::prelude::*;
-use store::index::Census;
+use store::census::Census;
 use store::{IdentityPolicy, ObjectId, ObjectName, Store};
 
 use super::Plan;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use rayon::prelude::*;
 use store::ObjectId;
-use store::index::{Census, FileRow, NONE};
+use store::census::{Census, FileRow, NONE};
 
 /// One name of one candidate: a row of a census.
 #[derive(Clone, Copy, Debug)]

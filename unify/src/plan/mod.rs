@@ -15,7 +15,8 @@ mod read;
 use std::collections::HashSet;
 
 use store::ObjectName;
-use store::index::{Census, ObjectRow};
+use store::census::Census;
+use store::index::ObjectRow;
 use store::journal::{Action, Batch, NameRef, Verb};
 
 use crate::guest::Guest;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 use store::ObjectId;
-use store::index::{Census, FileRow};
+use store::census::{Census, FileRow};
 
 use super::Planner;
 use super::items::{Inode, Items};
