@@ -155,6 +155,13 @@ impl File {
         Ok(fs::statx(self, c"", AtFlags::EMPTY_PATH, BASIC)?.into())
     }
 
+    /// The same file, opened once more and only for reading; closes this.
+    pub fn reopen_to_read(self) -> Result<Self> {
+        use std::os::fd::AsRawFd;
+        let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        Ok(Self(fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
+    }
+
     /// Reads at a position until `buffer` is full or the file ends; returns the bytes read.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
         let mut done = 0;

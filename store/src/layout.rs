@@ -75,20 +75,19 @@ impl Place {
         use std::os::unix::ffi::OsStrExt;
         let elsewhere = || Error::Elsewhere { guest: guest.to_path_buf(), store: self.path.clone() };
         let host = Dir::open_host(guest).and_then(|dir| dir.stat_self()).map_err(Error::at("open", guest))?;
-        let relative = guest.strip_prefix(&self.base).map_err(|_| {
-            if host.dev == self.dev {
-                Error::NotBelow { guest: guest.to_path_buf(), base: self.base.clone() }
-            } else {
-                elsewhere()
-            }
-        })?;
+        if host.dev != self.dev {
+            return Err(elsewhere());
+        }
+        let relative = guest
+            .strip_prefix(&self.base)
+            .map_err(|_| Error::NotBelow { guest: guest.to_path_buf(), base: self.base.clone() })?;
         let root = match self.view.root().open_dir(relative.as_os_str().as_bytes()) {
             Err(Errno::XDEV) => return Err(elsewhere()),
             other => other.map_err(Error::at("open", guest))?,
         };
         let stat = root.stat_self().map_err(Error::at("open", guest))?;
         // What the host sees there is mounted, or another subvolume: no link could reach it.
-        if !stat.same_inode(&host) || stat.dev != self.dev {
+        if !stat.same_inode(&host) {
             return Err(elsewhere());
         }
         Ok(root)
@@ -97,6 +96,19 @@ impl Place {
     /// The path by which the journal and the index know a guest: relative to [`Place::base`].
     pub fn guest_key(&self, guest: &Path) -> PathBuf {
         guest.strip_prefix(&self.base).unwrap_or(guest).to_path_buf()
+    }
+}
+
+/// Whether there is a store at a path. Where that can't be seen, it is not for this user to say.
+pub fn is_store(path: &Path) -> Result<bool> {
+    match path.join("format.toml").try_exists() {
+        Ok(exists) => Ok(exists),
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(errno @ (Errno::ACCESS | Errno::PERM | Errno::IO)) => {
+                Err(Error::at("look into", path)(errno))
+            }
+            _ => Ok(false),
+        },
     }
 }
 
@@ -119,7 +131,7 @@ impl Store {
         let mut place = Some(beside);
         while let Some(dir) = place.filter(|dir| device(dir).is_ok_and(|other| other == dev)) {
             let candidate = dir.join(STORE_NAME);
-            if candidate.join("format.toml").exists() {
+            if is_store(&candidate)? {
                 return Ok(Located::Existing(candidate));
             }
             place = dir.parent();

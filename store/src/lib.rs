@@ -24,5 +24,5 @@ mod wire;
 pub use error::{Error, Result};
 pub use format::{Format, IdentityPolicy};
 pub use identity::{ContentDigest, ObjectId, ObjectName};
-pub use layout::{Located, Place, STORE_NAME, Store};
+pub use layout::{Located, Place, STORE_NAME, Store, is_store};
 pub use lock::{Access, Holder};

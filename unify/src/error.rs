@@ -48,6 +48,32 @@ pub enum Error {
         /// What the host said of each seal.
         offers: Vec<kernel::Offer>,
     },
+    /// This process is not allowed to seal.
+    #[error(
+        "this process may not put the {} seal on files of {}, which takes CAP_LINUX_IMMUTABLE: run it as root of the \
+         host, or use --noflags if every guest is trusted not to write into shared files in place",
+        seal.name(),
+        place.display()
+    )]
+    MayNotSeal {
+        /// The store's place.
+        place: PathBuf,
+        /// What was to be put on.
+        seal: kernel::Seal,
+    },
+    /// Objects have a seal that the run doesn't use, and that lets nobody link them.
+    #[error(
+        "shared files of {} are immutable, by an earlier run with --immutable or by a patched kernel, and can't be shared \
+         with more guests: use the same option (or kernel) again, or take it back with vunify --undo",
+        store.display()
+    )]
+    OtherSeal {
+        /// The store.
+        store: PathBuf,
+    },
+    /// The host's own root was named.
+    #[error("/ is the host's own root, and no guest: name guests below it")]
+    HostRoot,
     /// A package that was named is not there.
     #[error("{} has no package {package}: name installed packages, or ALL", guest.display())]
     NoPackage {

@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use kernel::{Errno, Kind, Leased, Stat};
+use kernel::{Errno, Kind, Leased, Seal, Stat};
 use store::index::Index;
 use store::{ObjectName, Store, identity};
 
 use crate::classify::{Class, explain};
 use crate::guest::Guest;
-use crate::hash::identify;
+use crate::hash::{identify, is_hollow};
+use crate::notes::Skip;
 use crate::session::Session;
 use crate::{Error, Result};
 
@@ -90,6 +91,13 @@ impl Session<'_> {
         if stat.nlink > 1 && stat.kind == Kind::File {
             let names = stat.nlink;
             return Ok(format!("it has {names} names, which are shared together if all are in guests"));
+        }
+        if leased.file().is_marked().unwrap_or(false) {
+            let tagged = Seal::Bpf.is_on(leased.file()).unwrap_or(false);
+            return Ok(format!("it {}", if tagged { Skip::Stray } else { Skip::Marked }));
+        }
+        if is_hollow(stat) {
+            return Ok(format!("it is {}", Skip::Sparse));
         }
         let policy = store.format().identity;
         if let Ok(id) = identify(self.around, leased.file(), stat, policy)

@@ -80,8 +80,8 @@ impl Skip {
 impl fmt::Display for Skip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Busy => f.write_str("open for writing: tried again in the next run"),
-            Self::Changed => f.write_str("changed during the run: tried again in the next run"),
+            Self::Busy => f.write_str("open for writing: left for another run"),
+            Self::Changed => f.write_str("changed during the run: left for another run"),
             Self::Vanished => f.write_str("vanished while the guest was looked at"),
             Self::LinkedOutside => {
                 f.write_str("has hard links that must stay private or are outside the guests at hand")

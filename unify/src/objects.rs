@@ -20,6 +20,8 @@ pub struct Objects {
     /// Objects that no longer look as they were recorded: their content must be read before they are
     /// trusted (law 6).
     pub suspects: Vec<ObjectName>,
+    /// Whether some are immutable though the run's seal is another: then nobody can link them.
+    pub is_locked: bool,
     /// Whether the index does not know them as they are.
     is_new: bool,
 }
@@ -35,7 +37,9 @@ impl Objects {
         (0..=255_u8).into_par_iter().try_for_each_init(EntryBuffer::default, |buffer, shard| {
             let mut here = Found::default();
             let each = |name: ObjectName, ino, dir: &Dir| {
-                let Some((row, is_sealed)) = look(store, enforced, name, ino, dir) else { return };
+                let Some(Look { row, is_sealed, is_locked }) = look(store, enforced, name, ino, dir) else {
+                    return;
+                };
                 let known = rows.binary_search_by_key(&ino, |row| row.ino).ok();
                 match known.filter(|at| rows[*at] == row) {
                     Some(at) => seen[at].store(true, Ordering::Relaxed),
@@ -43,13 +47,14 @@ impl Objects {
                 }
                 let is_unchanged = known.is_none_or(|at| rows[at].class == row.class);
                 here.suspects.extend((!(is_unchanged && is_sealed)).then_some(name));
+                here.is_locked |= is_locked;
                 here.further.extend((name != ObjectName::first(name.id)).then_some(name));
             };
             store.for_each_in_shard(shard, buffer, each, drop)?;
             found.lock().unwrap_or_else(PoisonError::into_inner).append(&mut here);
             Ok::<_, Error>(())
         })?;
-        let Found { rows: mut others, mut suspects, mut further } =
+        let Found { rows: mut others, mut suspects, mut further, is_locked } =
             found.into_inner().unwrap_or_else(PoisonError::into_inner);
         suspects.sort_unstable();
         further.par_sort_unstable();
@@ -63,7 +68,7 @@ impl Objects {
         let mut classes: Vec<u64> = rows.iter().map(|row: &ObjectRow| row.class).collect();
         classes.par_sort_unstable();
         classes.dedup();
-        Ok(Self { rows, classes, further, suspects, is_new })
+        Ok(Self { rows, classes, further, suspects, is_locked, is_new })
     }
 
     /// Whether an inode of the store's file system is an object.
@@ -112,6 +117,7 @@ struct Found {
     rows: Vec<ObjectRow>,
     suspects: Vec<ObjectName>,
     further: Vec<ObjectName>,
+    is_locked: bool,
 }
 
 impl Found {
@@ -119,17 +125,21 @@ impl Found {
         self.rows.append(&mut other.rows);
         self.suspects.append(&mut other.suspects);
         self.further.append(&mut other.further);
+        self.is_locked |= other.is_locked;
     }
 }
 
-/// The object's row, and whether it is a file with its seal on; none for one that vanished.
-fn look(
-    store: &Store,
-    enforced: Option<Seal>,
-    name: ObjectName,
-    ino: u64,
-    dir: &Dir,
-) -> Option<(ObjectRow, bool)> {
+/// An object as it is.
+struct Look {
+    row: ObjectRow,
+    /// A file with its seal on.
+    is_sealed: bool,
+    /// Sealed in a way that the run doesn't, and that lets it have no more links.
+    is_locked: bool,
+}
+
+/// None for an object that vanished.
+fn look(store: &Store, enforced: Option<Seal>, name: ObjectName, ino: u64, dir: &Dir) -> Option<Look> {
     let file_name = name.file_name();
     let stat = dir.stat(file_name.as_bytes()).ok()?;
     let row = ObjectRow { ino, class: identity::class(store.format().identity, &stat) };
@@ -141,5 +151,6 @@ fn look(
         }
         Some(Seal::None) | None => true,
     };
-    Some((row, is_sealed && stat.kind == Kind::File))
+    let is_locked = stat.immutable && !matches!(enforced, Some(Seal::Patch | Seal::Immutable) | None);
+    Some(Look { row, is_sealed: is_sealed && stat.kind == Kind::File, is_locked })
 }

@@ -164,6 +164,11 @@ impl Policy {
     /// `guest` is a guest's name; one given by path has no file of its own.
     pub fn load(directory: &Path, guest: Option<&str>) -> Result<Self, PolicyError> {
         let mut policy = Self::default();
+        if directory != Path::new(DIRECTORY) {
+            // Whoever names another means one that is there.
+            std::fs::read_dir(directory)
+                .map_err(|source| PolicyError::Read { path: directory.into(), source })?;
+        }
         policy.add_file(&directory.join("unify.toml"))?;
         if let Some(guest) = guest.filter(|guest| !guest.contains('/')) {
             policy.add_file(&directory.join(format!("{guest}.unify.toml")))?;
@@ -172,16 +177,12 @@ impl Policy {
     }
 
     fn add_file(&mut self, path: &Path) -> Result<(), PolicyError> {
-        let read = |path| {
-            let mut text = String::new();
-            std::fs::File::open(path)?.take(BYTES + 1).read_to_string(&mut text)?;
-            Ok(text)
-        };
-        match read(path) {
-            Ok(text) => self.add(&text, path),
-            Err(error) if std::io::Error::kind(&error) == std::io::ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(PolicyError::Read { path: path.into(), source }),
+        // A link that leads nowhere is no policy that isn't there.
+        if path.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+            return Ok(());
         }
+        let text = read(path).map_err(|source| PolicyError::Read { path: path.into(), source })?;
+        self.add(&text, path)
     }
 
     /// Adds what `text` says: its options replace earlier ones, its rules come after earlier ones. `file`
@@ -211,6 +212,16 @@ impl Policy {
         let digest = self.texts.finalize();
         digest.as_bytes().first_chunk().map_or(0, |head| u64::from_le_bytes(*head))
     }
+}
+
+/// Not of pipes and devices, which may never end.
+fn read(path: &Path) -> std::io::Result<String> {
+    if !path.metadata()?.is_file() {
+        return Err(std::io::Error::other("not a regular file"));
+    }
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(BYTES + 1).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// What is wrong, and at which byte of the text.

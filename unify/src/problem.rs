@@ -12,6 +12,7 @@ impl From<Error> for Problem {
             Error::Store(error) => store_exit(error),
             Error::Policy(_)
             | Error::NoGuest
+            | Error::HostRoot
             | Error::NamedTwice(_)
             | Error::Nested { .. }
             | Error::HoldsStore { .. }
@@ -21,7 +22,7 @@ impl From<Error> for Problem {
             | Error::NoFile(_)
             | Error::BadRun { .. }
             | Error::NotInGuest(_) => Exit::Usage,
-            Error::NoProtection { .. } => Exit::Unable,
+            Error::NoProtection { .. } | Error::MayNotSeal { .. } | Error::OtherSeal { .. } => Exit::Unable,
             Error::Interrupted => Exit::Interrupted,
         };
         let problem = Self::new(error.to_string()).exit(exit);
@@ -37,8 +38,14 @@ fn cure(error: &Error) -> Option<&'static str> {
     let free = "free some space there first";
     match error {
         Error::Store(store::Error::Kernel { errno: Errno::NOSPC | Errno::DQUOT, .. }) => Some(free),
+        Error::Store(store::Error::Kernel { errno: Errno::NOTDIR, .. }) => {
+            Some("a store is a directory: take away what is there, or name another place with --store")
+        }
         Error::Store(store::Error::Database { source, .. }) => match source.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => Some(free),
+            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => Some(
+                "move it away: guests and objects are as they were, but earlier runs can't be shown or undone by number",
+            ),
             Some(ErrorCode::SystemIoFailure) => {
                 Some("see whether the file system is full or failing (df, dmesg)")
             }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use kernel::{File, Offer, Seal, Verdict, probe};
+use kernel::{Errno, File, Offer, Protection as _, Real, Seal, Verdict, probe, sample_file};
 
 use crate::{Error, Result};
 
@@ -17,10 +17,23 @@ pub struct Wish {
     pub mayunlink: bool,
 }
 
-/// The seal for a run on the file system of `sample`, or why there is none. `place` is for the message.
+/// The seal for a run on the file system of `sample`, or why there is none. `place` is a directory there.
 pub fn choose(wish: Wish, sample: &File, place: &Path) -> Result<Seal> {
     let offers = probe(sample);
-    pick(wish, &offers).ok_or_else(|| Error::NoProtection { place: place.to_path_buf(), offers })
+    let seal =
+        pick(wish, &offers).ok_or_else(|| Error::NoProtection { place: place.to_path_buf(), offers })?;
+    if may_seal(place, seal) { Ok(seal) } else { Err(Error::MayNotSeal { place: place.to_path_buf(), seal }) }
+}
+
+/// Whether this process is allowed to put the seal on, and to take it off: tried on a file without a name. Where
+/// that can't be had, files will tell.
+fn may_seal(place: &Path, seal: Seal) -> bool {
+    if !seal.can_be_lifted() {
+        return true;
+    }
+    let sealed = |file: File| Real.seal(&file, seal).and_then(|()| Real.unseal(&file, seal));
+    let tried = sample_file(place).and_then(File::reopen_to_read).and_then(sealed);
+    !matches!(tried, Err(Errno::PERM | Errno::ACCESS))
 }
 
 /// The original options were two flags, both on by default; `--noflags` took both off, and a flag named

@@ -1,9 +1,10 @@
 //! A run put together: look, walk, read, plan, apply, remember.
 
 use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use kernel::{Leased, Seal, Time};
+use kernel::{Errno, Leased, Seal, Time};
 use rayon::prelude::*;
 use store::census::Census;
 use store::index::{Index, ObjectRow};
@@ -119,6 +120,9 @@ impl<'a> Session<'a> {
         let index = store.and_then(Index::open_read_only);
         let mut survey = self.survey(store, identity, index.as_ref(), None)?;
         let plan = self.plan(store, identity, &survey.objects, &mut survey.censuses)?;
+        if self.around.stopping() {
+            return Err(Error::Interrupted);
+        }
         plan.batches().for_each(|batch| show(&batch));
         let mut report = Report::of(&plan, survey.objects.len());
         report.corrupt.append(&mut survey.corrupt);
@@ -131,6 +135,9 @@ impl<'a> Session<'a> {
         let identity = store.format().identity;
         let mut index = Index::open(store).ok();
         let mut survey = self.survey(Some(store), identity, index.as_ref(), Some(seal))?;
+        if survey.objects.is_locked {
+            return Err(Error::OtherSeal { store: store.path().to_path_buf() });
+        }
         for name in &survey.corrupt {
             put_aside(self.around, store, *name)?;
         }
@@ -246,7 +253,7 @@ impl<'a> Session<'a> {
         began: Time,
     ) {
         censuses.par_iter_mut().for_each(|census| walk::settle(census, began));
-        let known: Vec<(PathBuf, Option<&Census>)> = self
+        let mut known: Vec<(PathBuf, Option<&Census>)> = self
             .guests
             .iter()
             .zip(&self.judges)
@@ -254,6 +261,12 @@ impl<'a> Session<'a> {
             .filter(|((_, judge), _)| !judge.is_restricted())
             .map(|((guest, _), census)| (guest.key.clone(), Some(census)))
             .collect();
+        // Guests that have been removed since.
+        let gone = |key: &PathBuf| {
+            !self.guests.iter().any(|guest| guest.key == *key)
+                && matches!(self.place.root().open_dir(key.as_os_str().as_bytes()), Err(Errno::NOENT))
+        };
+        known.extend(index.guests().unwrap_or_default().into_iter().filter(gone).map(|key| (key, None)));
         index.store(&known, objects).ok();
     }
 }

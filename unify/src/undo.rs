@@ -90,6 +90,9 @@ impl Session<'_> {
         mut show: impl FnMut(&Batch),
     ) -> Result<Report> {
         let planned = self.plan_undo(store, journal, scope)?;
+        if self.around.stopping() {
+            return Err(Error::Interrupted);
+        }
         let mut report = Report::default();
         for batch in planned.batches() {
             count_planned(&mut report, batch);
@@ -139,6 +142,10 @@ impl Session<'_> {
     }
 
     fn plan_undo(&self, store: &Store, journal: Option<&Journal>, scope: &Scope) -> Result<Planned> {
+        let outside = |path: &&PathBuf| !self.guests.iter().any(|guest| path.starts_with(&guest.path));
+        if let Some(path) = scope.paths.iter().find(outside) {
+            return Err(Error::NotInGuest(path.clone()));
+        }
         let mut objects = HashMap::new();
         let mut add = |name, ino, _: &Dir| {
             objects.insert(ino, name);

@@ -114,7 +114,8 @@ impl Mover<'_> {
         let names = self.names(stage, at)?;
         match action.verb {
             Verb::Admit | Verb::Link => self.share(action, &names),
-            Verb::Detach => self.detach(action, &names, copy.ok_or(Skip::NotOurs)?),
+            // Without a copy it has been said why.
+            Verb::Detach => copy.map_or(Ok(Traces::nothing()), |copy| self.detach(action, &names, copy)),
             Verb::Retire => self.retire(action, &names),
             Verb::Repair => self.repair(action, &names),
         }

@@ -34,9 +34,12 @@ pub struct Size {
     pub links: u64,
     /// Names that would be replaced.
     pub names: u64,
-    /// Bytes of the files that would be replaced.
+    /// Bytes of the files that would be replaced, in whole blocks.
     pub bytes: u64,
 }
+
+/// What file systems hand out space by.
+const BLOCK: u64 = 4096;
 
 /// The list of actions a run would take.
 pub struct Plan<'a> {
@@ -96,7 +99,10 @@ impl Plan<'_> {
             admits: self.assigned.admits.len() as u64,
             links: links.len() as u64,
             names: links.iter().map(|step| u64::from(step.inode.names)).sum(),
-            bytes: links.iter().map(|step| self.items.row(self.censuses, step.inode).size).sum(),
+            bytes: links
+                .iter()
+                .map(|step| self.items.row(self.censuses, step.inode).size.next_multiple_of(BLOCK))
+                .sum(),
         }
     }
 

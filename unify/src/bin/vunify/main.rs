@@ -137,6 +137,11 @@ fn run(args: Args, out: &Out) -> Result<Exit, Problem> {
         (None, None) if args.run.is_some() => usual_store()?,
         (None, None) => return Err(Error::NoGuest.into()),
     };
+    let (roots, elsewhere) = if args.all { apart(roots, &located) } else { (roots, Vec::new()) };
+    for root in &elsewhere {
+        let what = "left out: it is on another file system (or btrfs subvolume) than the others";
+        out.warn(&Problem::new(what).at(root).cure("give such guests a run of their own, by name"));
+    }
     let bars = Progress(out.bars());
     let around = Surroundings { fs: &Real, observer: &bars, stop: interrupt.flag() };
     let mut setting = Setting { args: &args, out, interrupt: &interrupt, roots, located };
@@ -149,7 +154,20 @@ fn run(args: Args, out: &Out) -> Result<Exit, Problem> {
         () => setting.unify(&around),
     };
     bars.0.finish();
-    result
+    match result {
+        Ok(Exit::Done) if !elsewhere.is_empty() => Ok(Exit::Partly),
+        other => other,
+    }
+}
+
+/// Guests that the store can serve, and those that it can't, as they are on other file systems. If it can serve none,
+/// the run says why.
+fn apart(roots: Vec<PathBuf>, located: &Located) -> (Vec<PathBuf>, Vec<PathBuf>) {
+    use std::os::unix::fs::MetadataExt;
+    let device = |path: &Path| path.metadata().ok().map(|stat| stat.dev());
+    let here = located.path().parent().and_then(device);
+    let (near, far): (Vec<_>, Vec<_>) = roots.into_iter().partition(|root| device(root) == here);
+    if near.is_empty() { (far, near) } else { (near, far) }
 }
 
 /// The roots of the guests that were named; for `--explain` and `--undo --path`, of those that hold the paths.
@@ -158,6 +176,9 @@ fn roots(args: &Args) -> Result<Vec<PathBuf>, Problem> {
     let mut roots = Vec::new();
     for name in &args.guests {
         let root = guests.resolve(name)?;
+        if root.parent().is_none() {
+            return Err(Error::HostRoot.into());
+        }
         if !looks_like_root(&root) {
             let what = "not a guest: it has no etc, usr or bin";
             return Err(Problem::new(what)
@@ -181,13 +202,15 @@ fn roots(args: &Args) -> Result<Vec<PathBuf>, Problem> {
     Ok(roots)
 }
 
-/// The guest that a path lies in: the outermost directory above it that looks like a root and is not the
-/// host's own.
+/// The guest that a path lies in: the outermost directory above it that looks like a root, is not the host's own
+/// and has a store; where there is no store, just the outermost.
 fn root_of(path: &Path) -> Result<PathBuf, Problem> {
     let mut above: Vec<&Path> = path.ancestors().skip(1).filter(|dir| dir.parent().is_some()).collect();
     above.reverse();
-    let root = above.into_iter().find(|dir| looks_like_root(dir) && *dir != Path::new("/usr"));
-    root.map(Path::to_path_buf).ok_or_else(|| Error::NotInGuest(path.to_path_buf()).into())
+    above.retain(|dir| looks_like_root(dir) && *dir != Path::new("/usr"));
+    let has_store = |dir: &&&Path| matches!(Store::locate(dir), Ok(Located::Existing(_)));
+    let root = above.iter().find(has_store).or(above.first());
+    root.map(|root| (*root).to_path_buf()).ok_or_else(|| Error::NotInGuest(path.to_path_buf()).into())
 }
 
 /// The path with its directory free of symbolic links; the last component stays what it is.
@@ -210,6 +233,6 @@ fn usual_store() -> Result<Located, Problem> {
 
 fn locate_given(path: &Path) -> Result<Located, Problem> {
     let path = absolute(path)?;
-    let exists = path.join("format.toml").exists();
+    let exists = store::is_store(&path).map_err(Error::from)?;
     Ok(if exists { Located::Existing(path) } else { Located::Missing(path) })
 }

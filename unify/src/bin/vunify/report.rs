@@ -74,7 +74,7 @@ impl Setting<'_> {
         self.out.summary(&summary, || summary.text(report, self.args));
         match report.end {
             Some(RunEnd::Interrupted) => Exit::Interrupted,
-            _ if report.has_failures() => Exit::Partly,
+            _ if report.has_failures() || self.args.undo && is_left_shared(report) => Exit::Partly,
             _ => Exit::Done,
         }
     }
@@ -97,6 +97,11 @@ impl Setting<'_> {
         let event = SkippedEvent { path: PathText::new(&path), reason: skipped.why.name() };
         self.out.detail("skipped", &event, || format!("left alone: {}: {}", event.path, skipped.why));
     }
+}
+
+/// Whether an undo has left something as it was that it was to make private.
+fn is_left_shared(report: &Report) -> bool {
+    [Skip::Busy, Skip::Changed].iter().any(|why| report.skipped.contains_key(why.name()))
 }
 
 #[derive(Serialize)]
@@ -275,6 +280,14 @@ impl<'a> Summary<'a> {
             let kinds: Vec<String> =
                 report.skipped.iter().map(|(kind, count)| format!("{} {kind}", Count(*count))).collect();
             lines.push(format!("left alone: {} (--verbose names them)", kinds.join(", ")));
+        }
+        if report.end == Some(RunEnd::Interrupted) {
+            let left =
+                planned.admits + planned.links - (done.admitted + done.linked + done.detached + done.retired);
+            lines.push(format!(
+                "interrupted: {} files are left; the same command goes on with them",
+                Count(left)
+            ));
         }
         if let Some(run) = report.run {
             lines.push(format!("run {run}: vstore log {run} shows it{}", self.way_back(run, args)));

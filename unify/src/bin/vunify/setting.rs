@@ -119,20 +119,14 @@ impl Setting<'_> {
         let place = Place::new(self.located.path()).map_err(Error::from)?;
         // Whatever can be wrong with the guests is found before anything is made.
         drop(self.session(around, &place)?);
-        let wish = Wish {
-            noflags: self.args.noflags,
-            immutable: self.args.immutable,
-            mayunlink: self.args.immutable_mayunlink,
-        };
-        let made = matches!(self.located, Located::Missing(_));
-        if made {
+        if matches!(self.located, Located::Missing(_)) {
             let sample = sample_in(&place)?;
-            self.choose(wish, &sample, place.path())?;
-            Store::create(&Real, place.path(), self.identity()?).map_err(Error::from)?;
+            self.choose(&sample, place.base())?;
+            Store::create(&Real, place.path(), self.identity()?).map_err(before_anything)?;
         }
-        let store = self.open_store(Access::Write)?;
-        let seal = self.choose(wish, store.sample(), store.path())?;
-        let mut journal = self.recovered(around, &store)?;
+        let store = self.open_store(Access::Write).map_err(before_anything)?;
+        let seal = self.choose(store.sample(), store.path())?;
+        let mut journal = self.recovered(around, &store).map_err(before_anything)?;
         let session = self.session(around, store.place())?;
         let result = session.unify(&store, &mut journal, seal, &command_line());
         let mut report = settle_now(around, &store, &mut journal, result)?;
@@ -142,13 +136,31 @@ impl Setting<'_> {
         Ok(self.report(&report, Some(seal)))
     }
 
+    fn wish(&self) -> Wish {
+        Wish {
+            noflags: self.args.noflags,
+            immutable: self.args.immutable,
+            mayunlink: self.args.immutable_mayunlink,
+        }
+    }
+
     /// The seal of the run; where there is none, every reason is told before the error.
-    fn choose(&self, wish: Wish, sample: &kernel::File, place: &Path) -> Result<Seal, Error> {
-        choose(wish, sample, place).inspect_err(|error| {
+    fn choose(&self, sample: &kernel::File, place: &Path) -> Result<Seal, Error> {
+        choose(self.wish(), sample, place).inspect_err(|error| {
             if let Error::NoProtection { offers, .. } = error {
                 offers.iter().for_each(|offer| self.out.warn(&Problem::new(describe(offer))));
             }
         })
+    }
+
+    /// A dry run needs no seal; the run itself would not begin without.
+    fn warn_of_refusal(&self, place: &Place) {
+        // Where no sample can be had, that is for the run to find out.
+        if let Ok(sample) = sample_in(place)
+            && let Err(error) = choose(self.wish(), &sample, place.base())
+        {
+            self.out.warn(&Problem::new(format!("the run itself would be refused: {error}")));
+        }
     }
 
     fn preview(&self, around: &Surroundings<'_>) -> Result<Exit, Problem> {
@@ -170,6 +182,10 @@ impl Setting<'_> {
             let show = |shareable: &Shareable| self.show_shareable(shareable);
             session.preview_reflink(store.as_ref(), &planned, &mut report, show)?;
         }
+        if self.interrupt.requested() {
+            return Err(Error::Interrupted.into());
+        }
+        self.warn_of_refusal(&place);
         Ok(self.report(&report, None))
     }
 
@@ -185,8 +201,8 @@ impl Setting<'_> {
             let report = session.preview_undo(&store, journal.as_ref(), &scope, show)?;
             return Ok(self.report(&report, None));
         }
-        let store = self.open_store(Access::Write)?;
-        let mut journal = self.recovered(around, &store)?;
+        let store = self.open_store(Access::Write).map_err(before_anything)?;
+        let mut journal = self.recovered(around, &store).map_err(before_anything)?;
         let session = self.session(around, store.place())?;
         let result = session.undo(&store, &mut journal, &scope, &command_line());
         let report = settle_now(around, &store, &mut journal, result)?;
@@ -226,6 +242,12 @@ impl Setting<'_> {
         }
         Ok(Exit::Done)
     }
+}
+
+/// What goes wrong before a run begins leaves nothing partly done.
+fn before_anything(error: impl Into<Error>) -> Problem {
+    let problem = Problem::from(error.into());
+    if problem.exit_code() == Exit::Partly { problem.exit(Exit::Unable) } else { problem }
 }
 
 /// What a run left half-way is settled at once where that is possible, not by the next command: the error
