@@ -18,6 +18,7 @@ use crate::judge::Judge;
 use crate::maintain::put_aside;
 use crate::notes::{Count, Notes, Skip, Skipped, Surroundings};
 use crate::objects::Objects;
+use crate::packages::Warning;
 use crate::plan::{Plan, Planner, Size, is_intact};
 use crate::walk::{self, Walk};
 use crate::{Error, Reflinks, Result};
@@ -60,6 +61,8 @@ pub struct Report {
     pub skipped: BTreeMap<&'static str, u64>,
     /// The first of them.
     pub skipped_files: Vec<Skipped>,
+    /// What is wrong with the package databases that were read, by guest (as the store knows it).
+    pub warnings: Vec<(PathBuf, Warning)>,
     /// Objects in the store after the run.
     pub objects: u64,
     /// What sharing extents came to; none if it was not asked for.
@@ -124,7 +127,7 @@ impl<'a> Session<'a> {
             return Err(Error::Interrupted);
         }
         plan.batches().for_each(|batch| show(&batch));
-        let mut report = Report::of(&plan, survey.objects.len());
+        let mut report = Report { warnings: self.warnings(), ..Report::of(&plan, survey.objects.len()) };
         report.corrupt.append(&mut survey.corrupt);
         report.fill_skipped(self.notes);
         Ok(report)
@@ -147,7 +150,7 @@ impl<'a> Session<'a> {
         for name in &plan.corrupt {
             put_aside(self.around, store, *name)?;
         }
-        let mut report = Report::of(&plan, survey.objects.len());
+        let mut report = Report { warnings: self.warnings(), ..Report::of(&plan, survey.objects.len()) };
         report.corrupt.extend(corrupt);
         report.end = Some(RunEnd::Complete);
         if self.around.stopping() {
@@ -170,6 +173,18 @@ impl<'a> Session<'a> {
         }
         report.fill_skipped(self.notes);
         Ok(report)
+    }
+
+    fn warnings(&self) -> Vec<(PathBuf, Warning)> {
+        let of = |(guest, judge): (&Guest, &Judge)| {
+            let warnings = judge.packages_if_read().map(|packages| packages.warnings().to_vec());
+            warnings
+                .unwrap_or_default()
+                .into_iter()
+                .map(|warning| (guest.key.clone(), warning))
+                .collect::<Vec<_>>()
+        };
+        self.guests.iter().zip(&self.judges).flat_map(of).collect()
     }
 
     /// Looks at every object once and walks every guest.

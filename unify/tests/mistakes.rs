@@ -281,3 +281,26 @@ fn a_dry_run_that_is_interrupted_tells_nothing_false() {
     let ended = session.preview(Some(&store), IdentityPolicy::Full, |_| {});
     assert!(matches!(ended, Err(Error::Interrupted)), "{ended:?}");
 }
+
+#[test]
+fn a_package_database_that_is_not_read_is_told_once() {
+    let host = Host::new();
+    for (guest, content) in [(0, &b"no stanza\n"[..]), (1, b"\xff\0\xfe")] {
+        std::fs::write(host.guest(guest).join("var/lib/dpkg/status"), content).unwrap();
+    }
+    let warned = |ran: &Ran| ran.err.lines().filter(|line| line.contains("var/lib/dpkg/status: ")).count();
+    let arguments = ["--noflags", "g0", "g1"];
+    assert_eq!(warned(host.run(&[&["--dry-run"], &arguments[..]].concat()).expect(0)), 2);
+    let ran = host.run(&arguments);
+    assert_eq!(warned(ran.expect(0)), 2, "{}", ran.err);
+    assert!(ran.err.contains("owned by no package"), "{}", ran.err);
+    // Unchanged guests are not read again.
+    let ran = host.run(&arguments);
+    assert_eq!(warned(ran.expect(0)), 0, "{}", ran.err);
+    // A directory in its place.
+    let status = host.guest(0).join("var/lib/dpkg/status");
+    std::fs::remove_file(&status).unwrap();
+    std::fs::create_dir(&status).unwrap();
+    let ran = host.run(&arguments);
+    assert_eq!(warned(ran.expect(0)), 1, "{}", ran.err);
+}

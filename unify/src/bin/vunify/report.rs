@@ -1,6 +1,8 @@
 //! Telling what is planned, what was done, and what was left alone.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use cli::{Count, Exit, HumanBytes, PathText, Problem};
@@ -55,6 +57,11 @@ impl Setting<'_> {
     pub(crate) fn report(&self, report: &Report, seal: Option<Seal>) -> Exit {
         for skipped in &report.skipped_files {
             self.tell_skipped(skipped);
+        }
+        for (guest, warning) in &report.warnings {
+            let path =
+                self.located.path().with_file_name("").join(guest).join(OsStr::from_bytes(&warning.path));
+            self.out.warn(&Problem::new(warning.what.clone()).at(&path).cure(warning.consequence.clone()));
         }
         for name in &report.corrupt {
             self.out.warn(
