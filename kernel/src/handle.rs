@@ -18,6 +18,9 @@ const CONFINED: ResolveFlags = ResolveFlags::BENEATH
 /// Longest piece of a path handed to the kernel at once; `PATH_MAX` counts the final NUL.
 const PIECE: usize = 4000;
 
+/// How often a walk that renames elsewhere disturb is begun again.
+const TRIES: u32 = 100;
+
 /// A directory, held open for reading.
 #[derive(Debug)]
 pub struct Dir(OwnedFd);
@@ -105,10 +108,13 @@ impl Dir {
     }
 
     fn open_confined(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd> {
+        let mut tries = 0;
         loop {
             match fs::openat2(self, path, flags, Mode::empty(), CONFINED) {
-                // A rename elsewhere made the confined walk uncertain; openat2(2) says: try again.
-                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(Errno::INTR) => {}
+                // A rename elsewhere made the confined walk uncertain; openat2(2) says: try again. Or somebody has
+                // a write lease on the file, and is in no hurry.
+                Err(Errno::AGAIN) if tries < TRIES => tries += 1,
                 other => return other,
             }
         }
@@ -160,6 +166,15 @@ impl File {
         use std::os::fd::AsRawFd;
         let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
         Ok(Self(fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
+    }
+
+    /// The same file, opened once more to be read from the disk and not from memory (`O_DIRECT`): into aligned
+    /// buffers, from aligned positions. `EINVAL` where the file system can't.
+    pub fn reopen_direct(&self) -> Result<Self> {
+        use std::os::fd::AsRawFd;
+        let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+        Ok(Self(open_quietly(|flags| fs::open(&path, flags, Mode::empty()), flags)?))
     }
 
     /// Reads at a position until `buffer` is full or the file ends; returns the bytes read.

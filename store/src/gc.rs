@@ -1,6 +1,6 @@
 //! Taking away objects that no guest links to any more.
 
-use kernel::{At, Errno, Fs, Seal};
+use kernel::{At, Errno, File, Fs, Seal};
 
 use crate::{Error, ObjectName, Result, Store};
 
@@ -60,7 +60,18 @@ fn remove(fs: &dyn Fs, store: &Store, name: ObjectName) -> Result<Option<u64>> {
     if locked {
         fs.unseal(&file, Seal::Immutable).map_err(failed("unseal"))?;
     }
-    fs.rename_new(from, aside).map_err(failed("move"))?;
+    match fs.rename_new(from, aside) {
+        // What a collection that was cut off has left, and an object of that name was made since.
+        Err(Errno::EXIST) => {
+            if store.quarantine().stat(aside.name).map_err(failed("look at"))?.nlink > 1 {
+                return Ok(None);
+            }
+            let left = store.quarantine().open_file(aside.name).map_err(failed("open"))?;
+            lift(fs, &left).and_then(|()| fs.unlink(aside)).map_err(failed("remove"))?;
+            fs.rename_new(from, aside).map_err(failed("move"))?;
+        }
+        other => other.map_err(failed("move"))?,
+    }
     let stat = file.stat().map_err(failed("stat"))?;
     if stat.nlink > 1 {
         fs.rename_new(aside, from).map_err(failed("move back"))?;
@@ -70,11 +81,15 @@ fn remove(fs: &dyn Fs, store: &Store, name: ObjectName) -> Result<Option<u64>> {
         return Ok(None);
     }
     // Whoever has it open may link it in this very moment: it is then no object, and not sealed either.
-    for seal in [Seal::Patch, Seal::Bpf, Seal::Immutable] {
-        if seal.is_on(&file).unwrap_or(false) {
-            fs.unseal(&file, seal).map_err(failed("unseal"))?;
-        }
-    }
+    lift(fs, &file).map_err(failed("unseal"))?;
     fs.unlink(aside).map_err(failed("remove"))?;
     Ok(Some(stat.allocated()))
+}
+
+fn lift(fs: &dyn Fs, file: &File) -> kernel::Result<()> {
+    let seals = [Seal::Patch, Seal::Bpf, Seal::Immutable];
+    seals
+        .into_iter()
+        .filter(|seal| seal.is_on(file).unwrap_or(false))
+        .try_for_each(|seal| fs.unseal(file, seal))
 }

@@ -85,7 +85,8 @@ fn open(fs: &dyn Fs, store: &Dir, access: Access) -> kernel::Result<File> {
 
 /// `pid command`, padded to one width so that a shorter holder leaves nothing of a longer one behind.
 fn write_holder(fs: &dyn Fs, file: &File) -> kernel::Result<()> {
-    let command = std::env::args().collect::<Vec<_>>().join(" ");
+    let words: Vec<_> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    let command = words.join(" ");
     let command: String = command.escape_debug().collect();
     let mut text = format!("{} {command}", std::process::id()).into_bytes();
     text.truncate(MAX_COMMAND);

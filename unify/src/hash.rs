@@ -1,6 +1,6 @@
 //! Reading files: under a lease, once.
 
-use kernel::{Dir, File, Leased, Seal, Stat, Time};
+use kernel::{Dir, Errno, File, Leased, Seal, Stat, Time};
 use store::identity::{content_digest, content_hasher, object_id};
 use store::{ContentDigest, IdentityPolicy, ObjectId};
 
@@ -69,6 +69,45 @@ pub(crate) fn identify(
     }
     let xattrs = file.xattrs().map_err(Skip::from_errno)?;
     Ok(object_id(identity, stat, &xattrs, &digest(around, file, stat.size)?))
+}
+
+/// The same of what is on the disk, past what is held in memory. Of a file whose changes are all written back.
+pub(crate) fn identify_on_disk(
+    around: &Surroundings<'_>,
+    file: &File,
+    stat: &Stat,
+    identity: IdentityPolicy,
+) -> Result<ObjectId, Skip> {
+    match file.reopen_direct() {
+        Ok(direct) => {
+            let xattrs = file.xattrs().map_err(Skip::from_errno)?;
+            Ok(object_id(identity, stat, &xattrs, &content_digest(&read_direct(around, &direct, stat.size)?)))
+        }
+        // Memory is all there is.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => identify(around, file, stat, identity),
+        Err(errno) => Err(Skip::from_errno(errno)),
+    }
+}
+
+/// What `O_DIRECT` wants memory and positions to be multiples of, on any disk.
+const ALIGNMENT: usize = 4096;
+
+fn read_direct(around: &Surroundings<'_>, file: &File, size: u64) -> Result<blake3::Hasher, Skip> {
+    let mut memory = vec![0; PIECE + ALIGNMENT];
+    let start = memory.as_ptr().align_offset(ALIGNMENT);
+    let buffer = &mut memory[start..start + PIECE];
+    let (mut hasher, mut at) = (content_hasher(), 0);
+    while at < size {
+        let want = (size - at).min(PIECE as u64) as usize;
+        // A whole buffer, or what there is to the end of the file.
+        let count = file.read_at(buffer, at).map_err(Skip::from_errno)?;
+        if count < want || around.stopping() {
+            return Err(Skip::Changed);
+        }
+        hasher.update(&buffer[..want]);
+        at += want as u64;
+    }
+    Ok(hasher)
 }
 
 /// Huge and nearly all holes.

@@ -35,6 +35,8 @@ pub enum Skip {
     OutOfReach,
     /// The file system has a reason of its own not to share this file's extents.
     CannotShare,
+    /// More names or attributes than an object can have.
+    TooMany,
     /// The kernel refused.
     Failed(Errno),
 }
@@ -49,6 +51,7 @@ impl Skip {
                 Self::Vanished
             }
             Errno::LOOP | Errno::XDEV | Errno::BUSY | Errno::NAMETOOLONG => Self::OutOfReach,
+            Errno::MLINK | Errno::TOOBIG => Self::TooMany,
             other => Self::Failed(other),
         }
     }
@@ -72,6 +75,7 @@ impl Skip {
             Self::Stray => "stray",
             Self::OutOfReach => "out-of-reach",
             Self::CannotShare => "cannot-share",
+            Self::TooMany => "too-many",
             Self::Failed(_) => "failed",
         }
     }
@@ -94,6 +98,7 @@ impl fmt::Display for Skip {
             Self::CannotShare => f.write_str(
                 "its extents cannot be shared (a swap file, or copy-on-write or checksums are off)",
             ),
+            Self::TooMany => f.write_str("has more names or attributes than a shared file can have"),
             Self::Failed(errno) => f.write_str(&kernel::explain(*errno)),
         }
     }

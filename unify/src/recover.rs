@@ -3,18 +3,18 @@
 //! Recovery trusts what it sees, not what the journal hoped for. Every step can be repeated: a crash during
 //! recovery is recovered from in the same way.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use kernel::{At, Dir, Errno, File, Leased, Metadata, Seal, Stat, Time};
 use store::journal::{Action, Batch, DirRef, Journal, NameRef, Run, RunEnd, Settled, Verb};
 use store::{ObjectName, Store};
 
-use crate::Result;
-use crate::apply::{Parking, Swap, fasten, for_overflows, keep_aside, lift_seals, restore_time, swap};
+use crate::apply::{Parking, Swap, fasten, keep_aside, lift_seals, restore_time, swap};
 use crate::hash::identify;
-use crate::notes::Surroundings;
+use crate::notes::{Skip, Surroundings};
 use crate::walk::{TICK_NANOS, to_path};
+use crate::{Error, Result};
 
 /// What recovery found and did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,16 +31,15 @@ pub struct Outcome {
 
 /// Settles the run that was cut off, if there is one, and takes stray parked names away.
 pub fn recover(around: &Surroundings<'_>, store: &Store, journal: &mut Journal) -> Result<Outcome> {
+    kernel::ignore_lease_breaks();
     let mut outcome = Outcome::default();
     if let Some(run) = journal.open_run()? {
         outcome.run = Some(run.id);
-        Recovery { around, store, seal: run.seal, last_move: i64::MIN, outcome: &mut outcome }
-            .settle_run(journal, &run)?;
+        Recovery::new(around, store, run.seal, &mut outcome).settle_run(journal, &run)?;
     }
     for run in store.run_dirs("parked")? {
         // No batch that could be open accounts for these: in doubt nothing is removed.
-        Recovery { around, store, seal: Seal::None, last_move: i64::MIN, outcome: &mut outcome }
-            .sweep(run)?;
+        Recovery::new(around, store, Seal::None, &mut outcome).sweep(run)?;
     }
     if let Some(run) = outcome.run {
         journal.end(run, RunEnd::Recovered, "{}", &[])?;
@@ -54,7 +53,15 @@ struct Recovery<'a> {
     seal: Seal,
     /// When the run, or an earlier recovery of it, last moved a name, in nanoseconds; a tick is added.
     last_move: i64,
+    /// Whether objects that were looked at are what their names say.
+    proven: HashMap<ObjectName, bool>,
     outcome: &'a mut Outcome,
+}
+
+impl<'a> Recovery<'a> {
+    fn new(around: &'a Surroundings<'a>, store: &'a Store, seal: Seal, outcome: &'a mut Outcome) -> Self {
+        Self { around, store, seal, last_move: i64::MIN, proven: HashMap::new(), outcome }
+    }
 }
 
 /// A name of an action, as far as it can still be reached.
@@ -86,18 +93,32 @@ fn places<'b>(seq: u32, batch: &'b Batch, dirs: &'b [Option<Dir>]) -> Vec<Vec<Pl
     batch.actions.iter().map(|action| action.names.iter().map(&mut place).collect()).collect()
 }
 
-/// What a call gave; none if the guest has moved or removed what was called upon. What this host lacks or
-/// its disk refuses is an error: nothing may be concluded from it.
+/// What a call gave; none if the guest has moved or removed what was called upon, or keeps it to itself. Whatever
+/// else is refused is an error: nothing may be concluded from it.
 fn reached<T>(answer: kernel::Result<T>, path: &[u8]) -> Result<Option<T>> {
     match answer {
         Ok(found) => Ok(Some(found)),
-        Err(errno) if is_trouble(errno) => Err(store::Error::at("look at", to_path(path))(errno).into()),
-        Err(_) => Ok(None),
+        Err(errno) if is_guests_doing(errno) => Ok(None),
+        Err(errno) => Err(store::Error::at("look at", to_path(path))(errno).into()),
     }
 }
 
-fn is_trouble(errno: Errno) -> bool {
-    matches!(errno, Errno::IO | Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS | Errno::AGAIN)
+/// The name or a directory above it is gone, or became something else; or it is open for writing, or leased.
+fn is_guests_doing(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::NOENT
+            | Errno::NOTDIR
+            | Errno::ISDIR
+            | Errno::LOOP
+            | Errno::XDEV
+            | Errno::STALE
+            | Errno::NAMETOOLONG
+            | Errno::INVAL
+            | Errno::NXIO
+            | Errno::AGAIN
+            | Errno::TXTBSY
+    )
 }
 
 /// Which side of its exchange a name is on.
@@ -165,17 +186,18 @@ impl Recovery<'_> {
                 place.time = times[name.dir as usize];
             }
         }
-        let mut settled = Vec::new();
-        for (action, places) in batch.actions.iter().zip(&places) {
-            let done = self.settle_action(&parking, action, places)?;
-            let count = if done == Settled::NotDone {
-                &mut self.outcome.taken_back
-            } else {
-                &mut self.outcome.completed
-            };
-            *count += 1;
-            settled.push(done);
+        let mut settled = vec![Settled::NotDone; batch.actions.len()];
+        // Admissions last: one that can't stay has lost all other names by then.
+        for admissions in [false, true] {
+            for (at, action) in batch.actions.iter().enumerate() {
+                if (action.verb == Verb::Admit) == admissions {
+                    settled[at] = self.settle_action(&parking, action, &places[at])?;
+                }
+            }
         }
+        let not_done = settled.iter().filter(|how| **how == Settled::NotDone).count() as u64;
+        self.outcome.taken_back += not_done;
+        self.outcome.completed += settled.len() as u64 - not_done;
         fasten(self.around.fs, self.store, &batch.actions, self.seal)?;
         for (dir, time) in dirs.iter().zip(times) {
             if let (Some(dir), Some(time)) = (dir, time) {
@@ -200,7 +222,7 @@ impl Recovery<'_> {
         let guest = self.store.place().base().join(&batch.guests[dir.guest as usize]);
         match self.store.place().open_guest(&guest) {
             Ok(root) => reached(root.open_dir(&dir.path), &dir.path),
-            Err(store::Error::Kernel { errno, .. }) if is_trouble(errno) => {
+            Err(store::Error::Kernel { errno, .. }) if !is_guests_doing(errno) => {
                 Err(store::Error::at("open", guest)(errno).into())
             }
             Err(_) => Ok(None),
@@ -234,19 +256,16 @@ impl Recovery<'_> {
     fn make_whole(&self, action: &Action, name: ObjectName) -> Result<bool> {
         let failed = |doing| store::Error::at(doing, self.store.object_path(name));
         let path = name.path();
-        let file = self.store.objects().open_file(path.as_bytes()).map_err(failed("open"))?;
-        let stat = file.stat().map_err(failed("stat"))?;
-        if let Ok(leased) = Leased::take(file) {
-            let file = leased.file();
-            let intact = identify(self.around, file, &stat, self.store.format().identity) == Ok(name.id);
-            if intact && leased.held() {
-                if self.seal.leaves_names_free() {
-                    self.around.fs.seal(file, self.seal).map_err(failed("seal"))?;
-                }
-                return Ok(true);
+        if let Some(leased) = self.leased_same(action, At::new(self.store.objects(), path.as_bytes()))?
+            && leased.held()
+        {
+            if self.seal.leaves_names_free() {
+                self.around.fs.seal(leased.file(), self.seal).map_err(failed("seal"))?;
             }
+            return Ok(true);
         }
         let file = self.store.objects().open_file(path.as_bytes()).map_err(failed("open"))?;
+        let stat = file.stat().map_err(failed("stat"))?;
         if stat.nlink as usize > action.names.len() + 1 {
             // Others have it already: it is an object, sealed or not; scrubbing looks after it.
             return Ok(true);
@@ -306,7 +325,16 @@ impl Recovery<'_> {
         action: &Action,
         places: &[Place<'_>],
     ) -> Result<Settled> {
-        let looks = places.iter().map(|place| self.look(action, place)).collect::<Result<Vec<_>>>()?;
+        let look =
+            |this: &Self| places.iter().map(|place| this.look(action, place)).collect::<Result<Vec<_>>>();
+        let mut looks = look(self)?;
+        if action.verb == Verb::Detach
+            && looks.contains(&Look::Before)
+            && self.is_copy_taken(action, places, &looks)?
+        {
+            self.go_on(parking, action, places, &looks)?;
+            looks = look(self)?;
+        }
         let all = !looks.contains(&Look::Before);
         for place in places {
             self.settle_parked(parking, action, place, all)?;
@@ -320,6 +348,30 @@ impl Recovery<'_> {
             None if action.verb == Verb::Link => self.settle_unexchanged(action, places),
             _ => Ok(Settled::NotDone),
         }
+    }
+
+    /// Whether a private copy that is in place can't be taken back: its guest has written it, or is about to.
+    fn is_copy_taken(&self, action: &Action, places: &[Place<'_>], looks: &[Look]) -> Result<bool> {
+        for (place, look) in places.iter().zip(looks) {
+            if let (Look::After(_), Some(dir)) = (look, place.dir)
+                && self.leased_same(action, At::new(dir, place.name))?.is_none_or(|copy| !copy.held())
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The other names of a copy that its guest has taken get it, too: they are one file.
+    fn go_on(&self, parking: &Parking, action: &Action, places: &[Place<'_>], looks: &[Look]) -> Result<()> {
+        for (place, _) in places.iter().zip(looks).filter(|(_, look)| **look == Look::Before) {
+            let parked = At::new(parking.lane(place.lane), &place.parked);
+            let Some(stat) = reached(parked.dir.stat(parked.name), parked.name)? else { continue };
+            if stat.ino != action.ino {
+                self.give_back(place, parked, stat.ino, action.ino)?;
+            }
+        }
+        Ok(())
     }
 
     /// A `Link` that may have become an `Admit`.
@@ -349,15 +401,16 @@ impl Recovery<'_> {
     }
 
     /// The object of this twin that is the inode `ino`.
-    fn overflow_of(&self, name: ObjectName, ino: u64) -> Result<Option<ObjectName>> {
-        let mut found = None;
-        for_overflows(self.store, name, |name, file| {
-            if file.stat().is_ok_and(|stat| stat.ino == ino) {
-                found = Some(name);
+    fn overflow_of(&self, first: ObjectName, ino: u64) -> Result<Option<ObjectName>> {
+        let mut name = ObjectName { overflow: 0, ..first };
+        loop {
+            match self.store.stat_object(name)? {
+                Some(stat) if stat.ino == ino => return Ok(Some(name)),
+                // One that no guest had any more may be gone from among them.
+                None if name.overflow >= first.overflow => return Ok(None),
+                _ => name = name.next_overflow(),
             }
-            Ok(())
-        })?;
-        Ok(found)
+        }
     }
 
     fn settle_parked(
@@ -386,7 +439,7 @@ impl Recovery<'_> {
     /// For a `Link`: whether the parked inode can go. What was displaced goes back, unless the exchange
     /// stands as a whole and displaced what it was meant to.
     fn settle_displaced(
-        &self,
+        &mut self,
         action: &Action,
         place: &Place<'_>,
         parked: At<'_>,
@@ -396,14 +449,13 @@ impl Recovery<'_> {
         if self.overflow_of(action.object, ino)?.is_some() {
             return Ok(true); // the object's own link, which never got in
         }
-        let expected = self.is_same(action, parked);
-        if all && expected {
-            return Ok(true);
-        }
-        match place.stat()? {
-            Some(there) if self.overflow_of(action.object, there.ino)?.is_some() => {
-                self.give_back(place, parked, ino, there.ino)
-            }
+        let expected = self.is_same(action, parked)?;
+        let there = place.stat()?;
+        let object = there.map_or(Ok(None), |there| self.overflow_of(action.object, there.ino))?;
+        match (there, object) {
+            // What took its place may have been written before it was sealed.
+            (Some(_), Some(object)) if all && expected && self.is_object_same(action, object)? => Ok(true),
+            (Some(there), Some(_)) => self.give_back(place, parked, ino, there.ino),
             // The guest has replaced or removed the name since: what it had before is gone for it.
             _ => Ok(expected),
         }
@@ -425,11 +477,11 @@ impl Recovery<'_> {
         if (displaced && all) || there.is_some_and(|there| there.ino == action.ino) {
             return Ok(true);
         }
-        if !displaced && self.is_same(action, parked) {
+        if !displaced && self.is_same(action, parked)? {
             return Ok(true);
         }
         if let (Some(dir), Some(there)) = (place.dir, there)
-            && let Some(copy) = self.leased_same(action, At::new(dir, place.name))
+            && let Some(copy) = self.leased_same(action, At::new(dir, place.name))?
         {
             let given_back = self.give_back(place, parked, ino, there.ino)?;
             if copy.held() {
@@ -466,16 +518,32 @@ impl Recovery<'_> {
     }
 
     /// Whether a name has the content and metadata that the action's object has.
-    fn is_same(&self, action: &Action, at: At<'_>) -> bool {
-        self.leased_same(action, at).is_some()
+    fn is_same(&self, action: &Action, at: At<'_>) -> Result<bool> {
+        Ok(self.leased_same(action, at)?.is_some())
     }
 
-    /// The file of a name under a lease, if it is what the action's object is.
-    fn leased_same(&self, action: &Action, at: At<'_>) -> Option<Leased> {
-        let leased = Leased::take(at.dir.open_file(at.name).ok()?).ok()?;
-        let stat = leased.file().stat().ok()?;
-        let id = identify(self.around, leased.file(), &stat, self.store.format().identity).ok()?;
-        (id == action.object.id).then_some(leased)
+    /// The same of an object; each is read once.
+    fn is_object_same(&mut self, action: &Action, name: ObjectName) -> Result<bool> {
+        if let Some(&known) = self.proven.get(&name) {
+            return Ok(known);
+        }
+        let path = name.path();
+        let same = self.is_same(action, At::new(self.store.objects(), path.as_bytes()))?;
+        self.proven.insert(name, same);
+        Ok(same)
+    }
+
+    /// The file of a name under a lease, if it is what the action's object is. None too if it is being written.
+    fn leased_same(&self, action: &Action, at: At<'_>) -> Result<Option<Leased>> {
+        let leased = reached(at.dir.open_file(at.name).and_then(Leased::take), at.name)?;
+        let Some(leased) = leased else { return Ok(None) };
+        let stat = leased.file().stat().map_err(store::Error::at("look at", to_path(at.name)))?;
+        match identify(self.around, leased.file(), &stat, self.store.format().identity) {
+            Ok(id) => Ok((id == action.object.id).then_some(leased)),
+            Err(_) if self.around.stopping() => Err(Error::Interrupted),
+            Err(Skip::Failed(errno)) => Err(store::Error::at("read", to_path(at.name))(errno).into()),
+            Err(_) => Ok(None),
+        }
     }
 
     /// Puts a displaced inode back where an object or a copy of ours stands. `Ok(false)`: it could not be.
@@ -523,7 +591,7 @@ mod tests {
         for errno in [Errno::NOENT, Errno::NOTDIR, Errno::LOOP, Errno::XDEV, Errno::STALE] {
             assert!(reached::<()>(Err(errno), b"name").is_ok_and(|found| found.is_none()), "{errno}");
         }
-        for errno in [Errno::IO, Errno::MFILE, Errno::NFILE, Errno::NOMEM] {
+        for errno in [Errno::IO, Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::UCLEAN, Errno::ACCESS] {
             assert!(reached::<()>(Err(errno), b"name").is_err(), "{errno}");
         }
     }

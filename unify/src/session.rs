@@ -169,7 +169,7 @@ impl<'a> Session<'a> {
             for (census, dirs) in survey.censuses.iter_mut().zip(&touched) {
                 walk::forget(census, dirs);
             }
-            self.remember(index, survey.censuses, objects.as_deref(), began);
+            self.remember(store, index, survey.censuses, objects.as_deref(), began);
         }
         report.fill_skipped(self.notes);
         Ok(report)
@@ -204,10 +204,10 @@ impl<'a> Session<'a> {
         let mut corrupt = Vec::new();
         for name in std::mem::take(&mut objects.suspects) {
             let Some(store) = store else { continue };
-            if is_intact(self.around, store, name)? {
-                reseal(self.around, store, name, seal)?;
-            } else {
-                corrupt.push(name);
+            match is_intact(self.around, store, name)? {
+                Some(true) => reseal(self.around, store, name, seal)?,
+                Some(false) => corrupt.push(name),
+                None => {}
             }
         }
         self.around.observer.phase("walking", 0);
@@ -262,6 +262,7 @@ impl<'a> Session<'a> {
     /// Keeps what was found for the next run. The index is a cache: failing to write it loses time only.
     fn remember(
         &self,
+        store: &Store,
         index: &mut Index,
         mut censuses: Vec<Census>,
         objects: Option<&[ObjectRow]>,
@@ -282,7 +283,9 @@ impl<'a> Session<'a> {
                 && matches!(self.place.root().open_dir(key.as_os_str().as_bytes()), Err(Errno::NOENT))
         };
         known.extend(index.guests().unwrap_or_default().into_iter().filter(gone).map(|key| (key, None)));
-        index.store(&known, objects).ok();
+        if index.store(&known, objects).is_err() {
+            store::index::discard(store).ok();
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! One action: whole or not at all.
 
 use std::collections::HashSet;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use kernel::{At, Dir, Errno, File, Fs, Leased, Metadata, Seal, Stat, Xattrs};
@@ -10,9 +10,11 @@ use store::identity::class;
 use store::journal::{Action, Settled, Verb};
 use store::{IdentityPolicy, ObjectName, Store};
 
-use super::{Mover, Parking, Stage, Swap, swap};
+use super::{Mover, Parking, Stage, Swap, swap, times_of};
 use crate::Result;
+use crate::hash::identify_on_disk;
 use crate::notes::Skip;
+use crate::plan::is_intact;
 
 /// What an action left behind: what became of it, and the lease on the inode that it moved.
 ///
@@ -63,8 +65,8 @@ struct Likeness {
 impl Likeness {
     /// The attributes are read first: a change time that is still the expected one covers them then.
     fn of(file: &File, identity: IdentityPolicy) -> Step<(Self, Stat)> {
-        let xattrs = file.xattrs().map_err(Skip::Failed)?;
-        let stat = file.stat().map_err(Skip::Failed)?;
+        let xattrs = file.xattrs().map_err(Skip::from_errno)?;
+        let stat = file.stat().map_err(Skip::from_errno)?;
         Ok((Self { class: class(identity, &stat), xattrs }, stat))
     }
 }
@@ -137,6 +139,10 @@ impl Mover<'_> {
             return Ok(Traces::admitted(Settled::Done { overflow: action.object.overflow }, lease, likeness));
         }
         let mut name = action.object;
+        // An object that was not planned with has not been read yet.
+        if action.verb == Verb::Admit && !self.is_proven(name) {
+            return Err(Skip::Changed);
+        }
         loop {
             match self.park(name, names) {
                 Ok(object) => {
@@ -156,10 +162,17 @@ impl Mover<'_> {
                             likeness,
                         ));
                     }
+                    if !self.is_proven(name) {
+                        return Err(Skip::Changed);
+                    }
                 }
                 Err(errno) => return Err(Skip::Failed(errno)),
             }
         }
+    }
+
+    fn is_proven(&self, name: ObjectName) -> bool {
+        is_intact(self.around, self.store, name).is_ok_and(|intact| intact == Some(true))
     }
 
     /// Whether an inode under lease is what it was: nobody waits to write it, its metadata is the same and
@@ -180,6 +193,7 @@ impl Mover<'_> {
     fn admit(&self, name: ObjectName, lease: &Leased, likeness: &Likeness, names: usize) -> Step<bool> {
         let (path, file) = (name.path(), lease.file());
         let at = At::new(self.store.objects(), path.as_bytes());
+        self.is_on_disk(name, file)?;
         if self.seal.leaves_names_free() {
             self.around.fs.seal(file, self.seal).map_err(|errno| match errno {
                 Errno::TXTBSY | Errno::BUSY | Errno::AGAIN => Skip::Busy,
@@ -193,7 +207,7 @@ impl Mover<'_> {
             match errno {
                 _ if ours == Ok(true) => Ok(true),
                 Errno::EXIST => Ok(false),
-                errno => Err(Skip::Failed(errno)),
+                errno => Err(Skip::from_errno(errno)),
             }
         });
         if published != Ok(true) {
@@ -203,6 +217,21 @@ impl Mover<'_> {
             })?;
         }
         published
+    }
+
+    /// Whether a file under lease has the content that it was read with, on the disk too. The file systems' own calls
+    /// exchange the extents of two files and leave no trace in any time, nor always in memory. Where the programs or
+    /// the kernel that seal files refuse those calls, or guests are trusted, there is nothing to look for.
+    fn is_on_disk(&self, name: ObjectName, file: &File) -> Step<()> {
+        if !matches!(self.seal, Seal::Immutable | Seal::Verity) {
+            return Ok(());
+        }
+        let identity = self.store.format().identity;
+        let stat = file.stat().map_err(Skip::from_errno)?;
+        match identify_on_disk(self.around, file, &stat, identity)? {
+            id if id == name.id => Ok(()),
+            _ => Err(Skip::Changed),
+        }
     }
 
     /// Links the object to every parked name; returns its inode number. Nothing is left on an error.
@@ -237,7 +266,7 @@ impl Mover<'_> {
                 // What may not be moved is a directory: see `kernel::confine`.
                 Swap::Foreign | Swap::Refused(Errno::ACCESS) => Skip::Changed,
                 Swap::Stranded => {
-                    self.keep(names.parked(at));
+                    self.keep_stranded(names.parked(at));
                     Skip::Changed
                 }
                 Swap::Refused(errno) => Skip::from_errno(errno),
@@ -246,7 +275,12 @@ impl Mover<'_> {
                     Skip::Failed(errno)
                 }
             };
-            return if self.revert(names, at, expected, ours, copy) { Err(why) } else { Ok(()) };
+            if self.revert(names, at, expected, ours, copy) {
+                return Err(why);
+            }
+            // The copy is the guest's now: what names it still can have, it gets.
+            self.exchange_some(names, at + 1..names.len(), ours, expected);
+            return Ok(());
         }
         Ok(())
     }
@@ -265,9 +299,9 @@ impl Mover<'_> {
         if is_wanted() {
             return false;
         }
-        self.exchange_back(names, count, ours, expected);
+        self.exchange_some(names, 0..count, ours, expected);
         if is_wanted() {
-            self.exchange_back(names, count, expected, ours);
+            self.exchange_some(names, 0..count, expected, ours);
             return false;
         }
         if !self.is_stuck() {
@@ -276,13 +310,14 @@ impl Mover<'_> {
         true
     }
 
-    /// Exchanges the first `count` names with their parked ones once more. A name that the guest has replaced
-    /// since stays as the guest made it.
-    fn exchange_back(&self, names: &Names<'_>, count: usize, ours: u64, expected: u64) {
-        for at in 0..count {
+    /// Exchanges some names with their parked ones. A name that the guest has replaced since stays as the guest made
+    /// it, and so does one in a directory that it has made unchangeable.
+    fn exchange_some(&self, names: &Names<'_>, some: std::ops::Range<usize>, ours: u64, expected: u64) {
+        for at in some {
             match swap(self.around.fs, names.parked(at), names.places[at], ours, expected) {
                 Swap::Done | Swap::Foreign => {}
-                Swap::Stranded | Swap::Refused(Errno::NOENT) => self.keep(names.parked(at)),
+                Swap::Stranded => self.keep_stranded(names.parked(at)),
+                Swap::Refused(Errno::NOENT | Errno::PERM | Errno::ACCESS) => self.keep(names.parked(at)),
                 Swap::Refused(errno) | Swap::Stuck(errno) => self.stuck(errno),
             }
         }
@@ -291,9 +326,16 @@ impl Mover<'_> {
     /// What is parked has no place any more: the guest has taken the name away, or moved it with our inode.
     /// If it is the last link to a file, it is kept in quarantine.
     fn keep(&self, parked: At<'_>) {
-        if parked.dir.stat(parked.name).is_ok_and(|stat| stat.nlink == 1)
-            && let Err(errno) = keep_aside(self.around.fs, self.store, parked)
-        {
+        match parked.dir.stat(parked.name) {
+            Ok(stat) if stat.nlink == 1 => self.keep_stranded(parked),
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(errno) => self.stuck(errno),
+        }
+    }
+
+    /// Of a file that is not known to be anybody's, other links may go at any moment.
+    fn keep_stranded(&self, parked: At<'_>) {
+        if let Err(errno) = keep_aside(self.around.fs, self.store, parked) {
             self.stuck(errno);
         }
     }
@@ -443,8 +485,14 @@ impl Mover<'_> {
             None if lease.held() => Ok(()),
             None => Err(Skip::Busy),
         };
-        if still.is_err() && self.revert(&names, names.len(), action.ino, trace.object, copy.as_ref()) {
-            return still;
+        if still.is_err() {
+            let _one = self.reverting.lock().unwrap_or_else(PoisonError::into_inner);
+            let times = times_of(stage, action.names.iter().map(|name| name.dir));
+            let is_back = self.revert(&names, names.len(), action.ino, trace.object, copy.as_ref());
+            self.restore_times(stage, &times);
+            if is_back {
+                return still;
+            }
         }
         self.unpark(&names, names.len());
         Ok(())

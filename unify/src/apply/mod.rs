@@ -100,6 +100,8 @@ struct Mover<'a> {
     seal: Seal,
     parking: Parking,
     seq: u32,
+    /// Held by who gives names back, one at a time: each restores its directories' times.
+    reverting: Mutex<()>,
     /// The first error that left a name half-way: nothing more is done then but recovery.
     stuck: Mutex<Option<Errno>>,
 }
@@ -124,7 +126,17 @@ impl<'a> Executor<'a> {
         (run, seal): (RunId, Seal),
     ) -> Result<Self> {
         let parking = Parking::open(around.fs, store, run)?;
-        let mover = Mover { around, store, guests, notes, seal, parking, seq: 0, stuck: Mutex::default() };
+        let mover = Mover {
+            around,
+            store,
+            guests,
+            notes,
+            seal,
+            parking,
+            seq: 0,
+            reverting: Mutex::default(),
+            stuck: Mutex::default(),
+        };
         Ok(Self { mover, journal, run, durable: false, done: Done::default() })
     }
 
@@ -144,9 +156,10 @@ impl<'a> Executor<'a> {
         self.journal.intend(self.run, mover.seq, &batch)?;
         loosen(mover.around.fs, mover.store, &batch.actions, mover.seal)?;
         let copies = mover.copy_all(&stage)?;
+        let times = times_of(&stage, stage.spread.iter().copied());
         let mut traces = mover.move_names(&stage, &copies);
         let moved = Instant::now();
-        mover.restore_times(&stage, &stage.spread);
+        mover.restore_times(&stage, &times);
         mover.check_stuck()?;
         mover.sync()?;
         self.settle(&traces)?;
@@ -154,7 +167,6 @@ impl<'a> Executor<'a> {
         let reverted = mover.clean_up(&stage, &mut traces);
         mover.check_stuck()?;
         if reverted {
-            mover.restore_times(&stage, &(0..batch.dirs.len() as u32).collect());
             self.settle(&traces)?;
         }
         if !mover.seal.leaves_names_free() {
@@ -166,8 +178,10 @@ impl<'a> Executor<'a> {
         Ok(())
     }
 
-    /// Takes the run's empty directories away.
+    /// Takes the run's empty directories away. What was removed stays so: nobody looks for parked names of a run that
+    /// has ended.
     pub(crate) fn finish(self) -> Result<Done> {
+        self.mover.sync()?;
         self.mover.store.remove_run_dir(self.mover.around.fs, "parked", self.run)?;
         Ok(self.done)
     }
@@ -336,10 +350,10 @@ impl Mover<'_> {
         reverted.into_inner()
     }
 
-    fn restore_times(&self, stage: &Stage<'_>, dirs: &HashSet<u32>) {
-        for &number in dirs {
+    fn restore_times(&self, stage: &Stage<'_>, times: &[(u32, Time)]) {
+        for &(number, mtime) in times {
             if let Ok(dir) = &stage.dirs[number as usize] {
-                restore_time(self.around.fs, dir, stage.batch.dirs[number as usize].mtime);
+                restore_time(self.around.fs, dir, mtime);
             }
         }
     }
@@ -388,7 +402,7 @@ fn change_seals(
 }
 
 /// Calls `each` for every existing inode of an object's twin.
-pub(crate) fn for_overflows(
+fn for_overflows(
     store: &Store,
     first: ObjectName,
     mut each: impl FnMut(ObjectName, &File) -> Result<()>,
@@ -397,11 +411,19 @@ pub(crate) fn for_overflows(
     loop {
         match store.objects().open_file(name.path().as_bytes()) {
             Ok(file) => each(name, &file)?,
+            // One that no guest had any more may be gone from among them.
+            Err(Errno::NOENT) if name.overflow < first.overflow => {}
             Err(Errno::NOENT) => return Ok(()),
             Err(errno) => return Err(store::Error::at("open", store.object_path(name))(errno).into()),
         }
         name = name.next_overflow();
     }
+}
+
+/// The modification times of directories now.
+fn times_of(stage: &Stage<'_>, dirs: impl Iterator<Item = u32>) -> Vec<(u32, Time)> {
+    let time = |number| Some((number, stage.dirs[number as usize].as_ref().ok()?.stat_self().ok()?.mtime));
+    dirs.filter_map(time).collect()
 }
 
 /// Failing to restore a directory's time loses nothing but the time; the names are right.

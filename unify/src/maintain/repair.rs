@@ -140,7 +140,7 @@ impl Task<'_> {
     /// that guests have is not used: two inodes of one guest would become one.
     fn is_there(&self, name: ObjectName) -> Result<bool> {
         let unused = self.store.stat_object(name)?.is_some_and(|stat| stat.nlink == 1);
-        Ok(unused && is_intact(self.around, self.store, name)?)
+        Ok(unused && is_intact(self.around, self.store, name)? == Some(true))
     }
 
     fn failed(&self, doing: &'static str) -> impl FnOnce(Errno) -> store::Error {
@@ -261,7 +261,7 @@ impl Task<'_> {
                 let (object, ino) = (replacement.object, one.ino);
                 let size = self.store.stat_object(object).ok().flatten().map_or(0, |stat| stat.size);
                 let action = Action { verb: Verb::Repair, object, ino, ctime: 0, size, mtime: None, names };
-                open.batch.actions.push(action);
+                open.push(action);
             }
         }
         if !open.batch.actions.is_empty() {

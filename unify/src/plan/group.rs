@@ -123,7 +123,7 @@ impl<'a> Planner<'a> {
             chunk.iter().filter_map(|inode| Some((id_of(inode)?, *inode))).collect();
         sorted.par_sort_unstable_by_key(|(id, inode)| (*id, inode.first));
         let runs: Vec<&[(ObjectId, Inode)]> = sorted.chunk_by(|a, b| a.0 == b.0).collect();
-        let existing = self.existing(censuses, items, &runs)?;
+        let existing = self.existing(&runs)?;
         let has_company = |run: &[(ObjectId, Inode)], existing: &[Twin]| {
             run.len() > 1 || !existing.is_empty() || run.iter().any(|(_, inode)| items.spans_guests(*inode))
         };
@@ -164,16 +164,11 @@ impl<'a> Planner<'a> {
 
     /// The objects of each group's identity that exist, by twin. Runs that were cut off, undo and garbage
     /// collection leave gaps.
-    fn existing(
-        &self,
-        censuses: &[Census],
-        items: &Items,
-        runs: &[&[(ObjectId, Inode)]],
-    ) -> Result<Vec<Vec<Twin>>> {
+    fn existing(&self, runs: &[&[(ObjectId, Inode)]]) -> Result<Vec<Vec<Twin>>> {
         runs.par_iter()
             .map(|run| {
-                let class = items.row(censuses, run[0].1).class;
-                let Some(store) = self.store.filter(|_| self.objects.has_class(class)) else {
+                // Not by class: an object that was changed may have another than its name says.
+                let Some(store) = self.store.filter(|_| !self.objects.is_empty()) else {
                     return Ok(Vec::new());
                 };
                 let mut found: Vec<Twin> = Vec::new();
@@ -195,11 +190,11 @@ impl<'a> Planner<'a> {
             let mut inos = Vec::new();
             for (name, ino) in twin {
                 let Some(store) = self.store else { continue };
-                if !is_intact(self.around, store, name)? {
-                    corrupt.push(name);
-                    continue;
+                match is_intact(self.around, store, name)? {
+                    Some(true) => inos.push(ino),
+                    Some(false) => corrupt.push(name),
+                    None => {}
                 }
-                inos.push(ino);
             }
             twins.push(inos);
         }
@@ -227,8 +222,9 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// Whether an object still is what its name says; `false` too if it cannot be read.
-pub(crate) fn is_intact(around: &Surroundings<'_>, store: &Store, name: ObjectName) -> Result<bool> {
+/// Whether an object still is what its name says; `false` too if it cannot be read. None: a guest keeps it from being
+/// read, by a lease of its own.
+pub(crate) fn is_intact(around: &Surroundings<'_>, store: &Store, name: ObjectName) -> Result<Option<bool>> {
     let identity = store.format().identity;
     let check = || -> std::result::Result<ObjectId, Skip> {
         let file = store.objects().open_file(name.path().as_bytes()).map_err(Skip::from_errno)?;
@@ -236,7 +232,8 @@ pub(crate) fn is_intact(around: &Surroundings<'_>, store: &Store, name: ObjectNa
         identify(around, &file, &stat, identity)
     };
     match check() {
-        Ok(id) => Ok(id == name.id),
+        Ok(id) => Ok(Some(id == name.id)),
+        Err(Skip::Busy) => Ok(None),
         Err(_) if around.stopping() => Err(crate::Error::Interrupted),
         // What the disk refuses to give is damage; what this process lacks (descriptors, memory) is not.
         Err(Skip::Failed(errno))
@@ -244,7 +241,7 @@ pub(crate) fn is_intact(around: &Surroundings<'_>, store: &Store, name: ObjectNa
         {
             Err(store::Error::at("read", store.object_path(name))(errno).into())
         }
-        Err(_) => Ok(false),
+        Err(_) => Ok(Some(false)),
     }
 }
 
@@ -257,9 +254,16 @@ fn find_inodes<'s>(
     found: &'s Mutex<BTreeSet<(u32, u64)>>,
     path: Vec<u8>,
 ) {
-    // What cannot be read cannot be linked into either: nothing is lost by passing it over.
-    let dir = if is_within_reach(&path) { guest.root.open_dir(&path).ok() } else { None };
-    let Some(dir) = dir else { return };
+    // What cannot be read may hold any of them. Another file system, or subvolume, can't.
+    let unsure = || {
+        let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.extend(wanted.iter().map(|ino| (number, *ino)));
+    };
+    let dir = match guest.root.open_dir(&path) {
+        Ok(dir) if is_within_reach(&path) => dir,
+        Err(Errno::XDEV) => return,
+        _ => return unsure(),
+    };
     let entries = dir.for_each(&mut EntryBuffer::default(), |entry| -> std::result::Result<(), Errno> {
         if entry.kind == Kind::Directory {
             let path = join(&path, entry.name);
@@ -269,7 +273,9 @@ fn find_inodes<'s>(
         }
         Ok(())
     });
-    entries.ok();
+    if entries.is_err() {
+        unsure();
+    }
 }
 
 /// A change time of this very tick proves nothing yet: the clock must move on before files that were
