@@ -79,6 +79,12 @@ impl Seal {
     }
 }
 
+/// Whether nobody can exchange the extents of two files behind their times, by the calls of ext4 and xfs, once the
+/// programs of a seal watch the file system of the sample.
+pub fn are_extents_watched(seal: Seal, sample: &File) -> bool {
+    seal == Seal::Bpf && scope::ask(sample) == Ok(scope::Answer::Inside)
+}
+
 /// Protects inodes: content and metadata become unwritable while names stay free.
 pub trait Protection: Sync {
     /// Puts a seal on an inode. `EPERM`: not for this caller; `ETXTBSY`: somebody has it open for writing.
