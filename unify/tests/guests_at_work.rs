@@ -1,0 +1,126 @@
+//! Guests that work, or work against us, while a run is at their files: what they do costs them, and nobody else.
+#![allow(clippy::disallowed_methods)] // the files are the test's own
+#![allow(clippy::unwrap_used)] // to panic is how a test fails, in its helpers too
+
+mod common;
+
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, UNIX_EPOCH};
+
+use common::{REAL, World};
+use fixtures::faulty::{Call, Fault, Faulty, Op, Script, When};
+use fixtures::{LoopFs, Manifest, need, require_command};
+use store::journal::RunEnd;
+
+const GUEST: &str = "\
+d usr/bin 755 @1000000000\nd usr/lib 755 @1000000000\n\
+f usr/bin/tool 755 @1000000000.5 *16384:1\nf usr/lib/file 644 @1000000000.5 *5000:2\n";
+
+fn world(place: &Path, guests: usize) -> World {
+    World::new(place, &vec![Manifest::parse(GUEST).unwrap(); guests])
+}
+
+/// Holds write leases, and is deaf to who wants to read.
+const LEASES: &str = r#"
+import fcntl, os, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+files = [os.open(name, os.O_RDWR) for name in sys.argv[1:]]
+for file in files:
+    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print("held", flush=True)
+sys.stdin.read()
+"#;
+
+#[test]
+fn write_leases_make_files_busy_and_nobody_waits() {
+    const NAME: &str = "write_leases_make_files_busy_and_nobody_waits";
+    need!(NAME, require_command("python3"));
+    let place = tempfile::tempdir().unwrap();
+    let world = world(place.path(), 2);
+    let mut guest = Command::new("python3")
+        .args(["-c", LEASES])
+        .args(["usr/bin/tool", "usr/lib/file"].map(|name| world.guests[0].join(name)))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    BufReader::new(guest.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    assert_eq!(said, "held\n");
+    // Who waited would have them when the kernel takes the leases away, after 45 seconds.
+    let report = world.unify(&REAL).unwrap();
+    assert_eq!((report.skipped.get("busy"), report.end), (Some(&2), Some(RunEnd::Complete)));
+    drop(guest.stdin.take());
+    guest.wait().unwrap();
+    assert_eq!(world.unify(&REAL).unwrap().done.linked, 2);
+}
+
+fn mtime(path: &Path) -> i64 {
+    path.metadata().unwrap().mtime()
+}
+
+const OLD: i64 = 1_000_000_000;
+
+#[test]
+fn what_is_given_back_in_one_directory_sets_no_others_time_back() {
+    let place = tempfile::tempdir().unwrap();
+    let world = world(place.path(), 2);
+    drop(world.open(&REAL).unwrap());
+    // The second guest's file is changed when it is displaced already, and another directory gets a new name.
+    let displaced = std::fs::File::open(world.guests[1].join("usr/bin/tool")).unwrap();
+    let hook = |n: usize, _: &Call| {
+        if n > 1 {
+            displaced.set_permissions(PermissionsExt::from_mode(0o700)).unwrap();
+            std::fs::write(world.guests[1].join("usr/lib/new"), "").unwrap();
+        }
+    };
+    let script = Script::new().nth_of(Op::Sync, 2, Fault::Hook(When::After, Box::new(hook)));
+    let report = world.unify(&Faulty::new(&REAL, script)).unwrap();
+    assert_eq!(report.skipped.get("changed"), Some(&1), "{report:?}");
+    assert!(!world.shares("usr/bin/tool") && world.shares("usr/lib/file"));
+    assert_ne!(mtime(&world.guests[1].join("usr/lib")), OLD, "the new name left no trace");
+    assert_eq!(mtime(&world.guests[1].join("usr/bin")), OLD);
+}
+
+#[test]
+fn a_name_that_came_before_any_moved_is_not_forgotten() {
+    const TWO: &str = "d usr/bin 755 @1000000000\nd usr/lib 755 @1000000000\n\
+                       f usr/bin/tool 755 @1000000000.5 *16384:1\nh usr/lib/tool usr/bin/tool\n";
+    let place = tempfile::tempdir().unwrap();
+    let world = World::new(place.path(), &vec![Manifest::parse(TWO).unwrap(); 2]);
+    drop(world.open(&REAL).unwrap());
+    let hook = |_: usize, _: &Call| std::fs::write(world.guests[1].join("usr/lib/new"), "").unwrap();
+    let script = Script::new().nth_of(Op::Sync, 1, Fault::Hook(When::Before, Box::new(hook)));
+    let report = world.unify(&Faulty::new(&REAL, script)).unwrap();
+    assert_eq!(report.done.linked, 1, "{report:?}");
+    assert_ne!(mtime(&world.guests[1].join("usr/lib")), OLD);
+    assert_eq!(mtime(&world.guests[1].join("usr/bin")), OLD);
+}
+
+#[test]
+fn a_directory_that_is_made_unchangeable_stops_no_run() {
+    const NAME: &str = "a_directory_that_is_made_unchangeable_stops_no_run";
+    let disk = need!(NAME, LoopFs::ext4(64 << 20));
+    let world = world(disk.path(), 2);
+    drop(world.open(&REAL).unwrap());
+    let bin = world.guests[1].join("usr/bin");
+    let chattr = |how: &str| assert!(Command::new("chattr").arg(how).arg(&bin).status().unwrap().success());
+    let displaced = std::fs::File::open(bin.join("tool")).unwrap();
+    let hook = |_: usize, _: &Call| {
+        displaced.set_modified(UNIX_EPOCH + Duration::from_secs(5)).unwrap();
+        chattr("+i");
+    };
+    let script = Script::new().nth_of(Op::Sync, 2, Fault::Hook(When::After, Box::new(hook)));
+    let ended = world.unify(&Faulty::new(&REAL, script));
+    chattr("-i");
+    let report = ended.unwrap();
+    assert_eq!(report.skipped.get("changed"), Some(&1), "{report:?}");
+    // It can't have its name back, and is not lost.
+    let kept = std::fs::read_dir(world.store_path().join("quarantine")).unwrap().flatten();
+    let times: Vec<i64> = kept.map(|entry| entry.metadata().unwrap().mtime()).collect();
+    assert_eq!(times, [5]);
+    assert!(world.shares("usr/lib/file"));
+}
