@@ -44,7 +44,7 @@ fn cure(error: &Error) -> Option<&'static str> {
         Error::Store(store::Error::Database { source, .. }) => match source.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => Some(free),
             Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => Some(
-                "move it away: guests and objects are as they were, but earlier runs can't be shown or undone by number",
+                "move it away: guests and objects are as they were, but earlier runs can't be shown or undone by number any more, nor give back times that the policy relaxed",
             ),
             Some(ErrorCode::SystemIoFailure) => {
                 Some("see whether the file system is full or failing (df, dmesg)")
