@@ -73,6 +73,9 @@ pub(crate) fn suite() -> Result<(), String> {
             return Ok(());
         }
     }
+    if std::env::var_os("CONFORMANCE_UNUSED").is_some() {
+        return unused();
+    }
     let file = crate_dir().join("CONFORMANCE.md");
     let kept = Kept::parse(&std::fs::read_to_string(&file).unwrap_or_default());
     let hash = hash_of_patch()?;
@@ -96,6 +99,24 @@ pub(crate) fn suite() -> Result<(), String> {
         }
     }
     conclude(&matrix, &costs, &kept, &hash, &file)
+}
+
+/// Builds the patched kernel with its option and without, and prints what the option costs where it is not used.
+fn unused() -> Result<(), String> {
+    let costs_of = |options: &[&str]| -> Result<Vec<Cost>, String> {
+        let image = scripts_kernel(options).map_err(|trouble| trouble.to_string())?;
+        let kernel = Kernel::image(&image).map_err(|skip| skip.0)?;
+        let share = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let disks = FsKind::ALL
+            .into_iter()
+            .map(|fs| make_disk(share.path(), fs, PATCHED))
+            .collect::<Result<_, _>>()?;
+        let vm = Vm { disks, memory: 2048, limit: Duration::from_mins(12), counted: true, ..Vm::new(kernel) };
+        overhead::costs(&vm, share.path(), PATCHED, true)
+    };
+    let (off, on) = (costs_of(&["--off"])?, costs_of(&[])?);
+    println!("{}", overhead::render_unused(&off, &on));
+    Ok(())
 }
 
 fn conclude(matrix: &Matrix, costs: &[Cost], kept: &Kept, hash: &str, file: &Path) -> Result<(), String> {
@@ -186,6 +207,15 @@ enum Trouble {
     Fault(String),
 }
 
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Skip(skip) => skip.fmt(f),
+            Self::Fault(why) => f.write_str(why),
+        }
+    }
+}
+
 impl From<Skip> for Trouble {
     fn from(skip: Skip) -> Self {
         Self::Skip(skip)
@@ -220,13 +250,13 @@ fn findings_of(boot: &Boot) -> Result<(Vec<Finding>, Vec<Cost>), Trouble> {
     let mut costs = Vec::new();
     if boot.columns.iter().any(|(_, provider)| *provider == Provider::Bpf) && is_measured() {
         let vm = Vm { counted: true, ..vm };
-        costs = overhead::costs(&vm, share.path(), boot.kernel)?;
+        costs = overhead::costs(&vm, share.path(), boot.kernel, false)?;
         // What is too dear is so each time; what disturbs a kernel is not.
         for _ in 0..3 {
             if overhead::too_dear(&costs).is_empty() {
                 break;
             }
-            let again = overhead::costs(&vm, share.path(), boot.kernel)?;
+            let again = overhead::costs(&vm, share.path(), boot.kernel, false)?;
             costs.iter_mut().zip(&again).for_each(|(cost, again)| cost.lower(again));
         }
     }
@@ -251,10 +281,13 @@ fn kernel_of(boot: &Boot) -> Result<Kernel, Trouble> {
     if let Some(image) = std::env::var_os("CONFORMANCE_BZIMAGE") {
         return Ok(Kernel::image(Path::new(&image))?);
     }
-    let script = crate_dir().join("../scripts/kernel");
     // With its own assertions: on what no law is about, and on power cuts.
-    let made = Command::new(&script)
-        .arg("--test")
+    Ok(Kernel::image(&scripts_kernel(&["--test"])?)?)
+}
+
+fn scripts_kernel(options: &[&str]) -> Result<PathBuf, Trouble> {
+    let made = Command::new(crate_dir().join("../scripts/kernel"))
+        .args(options)
         .output()
         .map_err(|error| Skip::needs(format!("scripts/kernel: {error}")))?;
     if !made.status.success() {
@@ -263,8 +296,8 @@ fn kernel_of(boot: &Boot) -> Result<Kernel, Trouble> {
             "the patched kernel could not be built, or fails its own assertions:\n{said}"
         )));
     }
-    let path = String::from_utf8_lossy(&made.stdout).trim().to_owned();
-    Ok(Kernel::image(Path::new(path.lines().last().unwrap_or_default()))?)
+    let said = String::from_utf8_lossy(&made.stdout).into_owned();
+    Ok(said.lines().last().unwrap_or_default().into())
 }
 
 /// With what each kernel can mount: quotas of projects (ext4) only a distribution's, exchanges of ranges (xfs) not

@@ -10,6 +10,7 @@
 //!   group's name, and compares nothing. If all words are names of groups, it runs and may write those.
 //! - `CONFORMANCE_BZIMAGE=PATH` is the patched kernel, instead of what `scripts/kernel` builds.
 //! - `CONFORMANCE_NO_OVERHEAD=1` leaves out what takes the longest; the figures kept stay.
+//! - `CONFORMANCE_UNUSED=1` measures the patched kernel alone: with its option, unused, and without it.
 //! - `CONFORMANCE_PATCH=1` runs the patched kernel's columns though nothing has changed.
 #![allow(clippy::disallowed_methods)] // the files are the suite's own, and it must not trust the door
 #![allow(clippy::print_stdout, clippy::print_stderr)] // a test without the harness reports by itself

@@ -92,7 +92,8 @@ fn measure() -> Vec<u128> {
     least
 }
 
-/// Runs in the machine and prints `call<TAB>without<TAB>with link-invert<TAB>with all`.
+/// Runs in the machine and prints `call<TAB>without<TAB>with link-invert<TAB>with all`. With one more word nothing is
+/// loaded, and the figures are the same.
 #[allow(clippy::print_stdout)] // its output is its result
 pub(crate) fn agent() -> Result<(), String> {
     agent::prepare()?;
@@ -102,6 +103,10 @@ pub(crate) fn agent() -> Result<(), String> {
         std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(|error| error.to_string())?;
     }
     let off = measure();
+    if std::env::args().nth(2).is_some() {
+        CALLS.iter().zip(off).for_each(|((name, ..), off)| println!("{name}\t{off}\t{off}\t{off}"));
+        return Ok(());
+    }
     load(&[&objects::LINK_INVERT])?;
     let sealed = kernel::File::from(raw::open(SEALED, libc::O_RDONLY).map_err(crate::case::spell)?);
     kernel::Real.seal(&sealed, Seal::Bpf).map_err(crate::case::spell)?;
@@ -143,11 +148,11 @@ impl Cost {
     }
 }
 
-/// Boots the machine, whose clock must count instructions, and measures.
-pub(crate) fn costs(vm: &Vm, share: &Path, kernel: &str) -> Result<Vec<Cost>, String> {
+/// Boots the machine, whose clock must count instructions, and measures; `bare` of the kernel alone.
+pub(crate) fn costs(vm: &Vm, share: &Path, kernel: &str, bare: bool) -> Result<Vec<Cost>, String> {
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
-    let done =
-        vm.run(share, &format!("exec {} overhead", program.display())).map_err(|error| error.to_string())?;
+    let job = format!("exec {} overhead {}", program.display(), if bare { "bare" } else { "" });
+    let done = vm.run(share, &job).map_err(|error| error.to_string())?;
     let parse = |line: &str| {
         let mut fields = line.split('\t');
         let call = fields.next()?.to_owned();
@@ -159,6 +164,16 @@ pub(crate) fn costs(vm: &Vm, share: &Path, kernel: &str) -> Result<Vec<Cost>, St
         return Ok(costs);
     }
     Err(format!("{kernel}: measuring ended with {}:\n{}\n{}", done.status, done.output, done.console))
+}
+
+/// What a patched kernel costs on which nothing of the patch is used, beside one without the option.
+pub(crate) fn render_unused(off: &[Cost], on: &[Cost]) -> String {
+    let mut text =
+        "| call | without the option | with it, unused | ratio |\n|---|---:|---:|---:|\n".to_owned();
+    for (off, on) in off.iter().zip(on) {
+        writeln!(text, "| {} | {} | {} | {:.3} |", off.call, off.off, on.off, on.off / off.off).ok();
+    }
+    text
 }
 
 /// The heading of the section that `render` makes.
