@@ -24,14 +24,10 @@ pub struct DirRow {
     pub name: u32,
     /// Row of the directory it is in; its own for the root.
     pub parent: u32,
-    /// First row of its subdirectories.
+    /// First row of its subdirectories; they end where the next has another parent. [`NONE`] if none were looked for.
     pub first_dir: u32,
-    /// How many there are.
-    pub dirs: u32,
-    /// First row of its files.
+    /// First row of its files; they end where the next is in another directory.
     pub first_file: u32,
-    /// How many there are.
-    pub files: u32,
     /// Names in it that are objects.
     pub unified: u32,
     /// Names in it that are private whatever becomes of the inode: by policy or by type.
@@ -65,21 +61,12 @@ impl DirRow {
     /// The change time of a directory that changed so lately that it may have changed again unseen.
     pub const UNSETTLED: i64 = i64::MIN;
 
-    const BYTES: usize = 48;
+    const BYTES: usize = 40;
 
     fn put(&self, out: &mut Writer) {
         out.u64(self.ino);
         out.i64(self.ctime);
-        let rest = [
-            self.name,
-            self.parent,
-            self.first_dir,
-            self.dirs,
-            self.first_file,
-            self.files,
-            self.unified,
-            self.fixed,
-        ];
+        let rest = [self.name, self.parent, self.first_dir, self.first_file, self.unified, self.fixed];
         rest.into_iter().for_each(|value| out.u32(value));
     }
 
@@ -90,9 +77,7 @@ impl DirRow {
             name: input.u32()?,
             parent: input.u32()?,
             first_dir: input.u32()?,
-            dirs: input.u32()?,
             first_file: input.u32()?,
-            files: input.u32()?,
             unified: input.u32()?,
             fixed: input.u32()?,
         })
@@ -184,14 +169,16 @@ impl Census {
 
     /// The rows of a directory's subdirectories.
     pub fn subdirs(&self, dir: u32) -> std::ops::Range<u32> {
-        let row = &self.dirs[dir as usize];
-        row.first_dir..row.first_dir + row.dirs
+        let first = self.dirs[dir as usize].first_dir;
+        let below = self.dirs.get(first as usize..).unwrap_or_default();
+        first..first + below.iter().take_while(|row| row.parent == dir).count() as u32
     }
 
     /// The rows of a directory's files.
     pub fn files_in(&self, dir: u32) -> &[FileRow] {
-        let row = &self.dirs[dir as usize];
-        &self.files[row.first_file as usize..(row.first_file + row.files) as usize]
+        let first = self.dirs[dir as usize].first_file;
+        let rest = self.files.get(first as usize..).unwrap_or_default();
+        &rest[..rest.iter().take_while(|row| row.dir == dir).count()]
     }
 
     /// Hands out the pieces that the census is kept in. No row is cut in two.
@@ -213,13 +200,11 @@ impl Census {
         let name_fits = |at: u32| {
             self.names.get(at as usize).is_some_and(|&n| at as usize + usize::from(n) < self.names.len())
         };
-        let within = |first: u32, count: u32, len: usize| (u64::from(first) + u64::from(count)) <= len as u64;
         let dir_is_sound = |(at, row): (usize, &DirRow)| {
             name_fits(row.name)
                 && (row.parent as usize) < at.max(1)
-                && within(row.first_dir, row.dirs, self.dirs.len())
-                && (row.dirs == 0 || row.first_dir as usize > at)
-                && within(row.first_file, row.files, self.files.len())
+                // Never itself, or one above.
+                && row.first_dir as usize > at
         };
         !self.dirs.is_empty()
             && self.dirs.iter().enumerate().all(dir_is_sound)
@@ -314,19 +299,17 @@ pub(crate) mod tests {
     pub(crate) fn sample() -> Census {
         let mut census = Census { fingerprint: 9, ids: vec![ObjectId([3; 32])], ..Census::default() };
         let [root, usr, file] = [b"".as_slice(), b"usr", b"bash\xff"].map(|name| census.add_name(name));
-        let dir = |ino, name, parent, first_dir, dirs| DirRow {
+        let dir = |ino, name, parent, first_dir| DirRow {
             ino,
             ctime: -1,
             name,
             parent,
             first_dir,
-            dirs,
             first_file: 0,
-            files: dirs ^ 1,
             unified: 4,
             fixed: 5,
         };
-        census.dirs = vec![dir(2, root, 0, 1, 1), dir(3, usr, 0, 0, 0)];
+        census.dirs = vec![dir(2, root, 0, 1), dir(3, usr, 0, NONE)];
         census.files = vec![FileRow {
             ino: 11,
             ctime: 12,
@@ -347,6 +330,7 @@ pub(crate) mod tests {
         assert_eq!(census.dir_path(0), b"");
         assert_eq!(census.dir_path(1), b"usr");
         assert_eq!(census.name(census.files_in(1)[0].name), b"bash\xff");
+        assert_eq!((census.files_in(0), census.subdirs(0), census.subdirs(1).len()), (&[][..], 1..2, 0));
     }
 
     fn pieces_of(census: &Census) -> Vec<Vec<u8>> {
@@ -371,7 +355,6 @@ pub(crate) mod tests {
         let mut census = sample();
         let row = census.files[0];
         census.files = (0..PIECE as u64 / 20).map(|ino| FileRow { ino, ..row }).collect();
-        census.dirs[1].files = 0;
         let pieces = pieces_of(&census);
         assert!(pieces.len() > 5 && pieces.iter().all(|piece| piece.len() <= PIECE));
         assert_eq!(decode(&pieces), Some(census));

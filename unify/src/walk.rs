@@ -300,9 +300,7 @@ fn add(census: &mut Census, row: u32, found: &Found) -> Option<u32> {
         dir.ctime = if found.is_partial { DirRow::UNSETTLED } else { stat.ctime.to_nanos() };
     }
     dir.first_dir = first_dir;
-    dir.dirs = found.dirs.len() as u32;
     dir.first_file = first_file;
-    dir.files = found.files.len() as u32;
     dir.unified = found.unified;
     dir.fixed = found.fixed;
     Some(first_dir)
@@ -314,10 +312,8 @@ fn new_dir(name: u32, parent: u32) -> DirRow {
         ctime: DirRow::UNSETTLED,
         name,
         parent,
-        first_dir: 0,
-        dirs: 0,
+        first_dir: NONE,
         first_file: 0,
-        files: 0,
         unified: 0,
         fixed: 0,
     }
@@ -362,7 +358,7 @@ pub(crate) fn forget(census: &mut Census, changed: &HashSet<u32>) {
         let (name, first_file) = (census.add_name(old.name(dir.name)), census.files.len() as u32);
         let mut dir = DirRow { name, first_file, ..*dir };
         if changed.contains(&row) {
-            dir = DirRow { ctime: DirRow::UNSETTLED, files: 0, ..dir };
+            dir.ctime = DirRow::UNSETTLED;
         } else {
             for file in old.files_in(row) {
                 let name = census.add_name(old.name(file.name));
@@ -403,7 +399,7 @@ mod tests {
         for (row, name) in [(1, b"bin"), (2, b"lib")] {
             let name = census.add_name(name);
             let first_file = census.files.len() as u32;
-            census.dirs.push(DirRow { ctime: 5, first_file, files: 2, ..new_dir(name, 0) });
+            census.dirs.push(DirRow { ctime: 5, first_file, ..new_dir(name, 0) });
             for file in [b"one".as_slice(), b"two"] {
                 let name = census.add_name(file);
                 let row = FileRow {
@@ -420,7 +416,7 @@ mod tests {
                 census.files.push(row);
             }
         }
-        census.dirs[0] = DirRow { first_dir: 1, dirs: 2, ctime: 5, ..census.dirs[0] };
+        census.dirs[0] = DirRow { first_dir: 1, ctime: 5, ..census.dirs[0] };
         let before = census.clone();
         forget(&mut census, &HashSet::new());
         assert_eq!(census, before);
