@@ -1,6 +1,7 @@
 //! The protection of a shared inode, and which kind this host can enforce.
 
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
@@ -182,12 +183,7 @@ pub fn probe(sample: &File) -> Vec<Offer> {
     vec![
         probe_patch(sample),
         probe_bpf(sample, &Host::default()),
-        Offer {
-            seal: Seal::Verity,
-            verdict: probe_verity(sample),
-            leaves_open: "mode, owner, times and extended attributes; cannot be undone in place",
-            cure: "use a kernel with CONFIG_FS_VERITY and a file system made with it (mkfs.ext4 -O verity)",
-        },
+        probe_verity(sample),
         Offer {
             seal: Seal::Immutable,
             verdict: probe_immutable(sample),
@@ -198,6 +194,7 @@ pub fn probe(sample: &File) -> Vec<Offer> {
 }
 
 const EXT4: i64 = 0xef53; // EXT4_SUPER_MAGIC
+const BTRFS: i64 = 0x9123_683e; // BTRFS_SUPER_MAGIC
 
 /// Only ext4 has room for the flag on disk.
 fn probe_patch(sample: &File) -> Offer {
@@ -262,14 +259,41 @@ fn probe_bpf(sample: &File, host: &Host) -> Offer {
     Offer { seal: Seal::Bpf, verdict, leaves_open: features::LINK_INVERT_LEAVES_OPEN, cure }
 }
 
-fn probe_verity(sample: &File) -> Verdict {
-    match sys::measure_verity(sample) {
-        Ok(()) | Err(Errno::NODATA) => Verdict::Enforced,
-        Err(Errno::NOTTY) => Verdict::Unsupported("this kernel or file system has no fs-verity".into()),
+fn probe_verity(sample: &File) -> Offer {
+    let (verdict, cure) = match sys::measure_verity(sample) {
+        Ok(()) | Err(Errno::NODATA) => (Verdict::Enforced, ""),
+        Err(Errno::NOTTY) => (
+            Verdict::Unsupported("this kernel or file system has no fs-verity".into()),
+            "keep guests on ext4 or btrfs, with a kernel that has CONFIG_FS_VERITY",
+        ),
         Err(Errno::OPNOTSUPP) => {
-            Verdict::Unsupported("the file system was made without the verity feature".into())
+            let magic = rustix::fs::fstatfs(sample).map_or(0, |fs| fs.f_type);
+            let (why, cure) = without_verity(magic, "/sys/fs".as_ref());
+            (Verdict::Unsupported(why.into()), cure)
         }
-        Err(errno) => Verdict::Unknown(crate::explain(errno)),
+        Err(errno) => (Verdict::Unknown(crate::explain(errno)), "see dmesg"),
+    };
+    let leaves_open = "mode, owner, times and extended attributes; cannot be undone in place";
+    Offer { seal: Seal::Verity, verdict, leaves_open, cure }
+}
+
+/// Whether it is the kernel or the file system that has no fs-verity, for which both give the same errno: a kernel
+/// that has it lists it among the features of ext4 and btrfs in sysfs.
+fn without_verity(magic: i64, sysfs: &Path) -> (&'static str, &'static str) {
+    let kernel = "use a kernel with CONFIG_FS_VERITY";
+    let features = sysfs.join(if magic == BTRFS { "btrfs/features" } else { "ext4/features" });
+    match features.join("verity").exists() {
+        true if magic == EXT4 => (
+            "the file system was made without the verity feature",
+            "make it with mkfs.ext4 -O verity, or add it by tune2fs -O verity while it is not mounted",
+        ),
+        false if features.exists() && (magic == EXT4 || magic == BTRFS) => {
+            ("this kernel has no fs-verity", kernel)
+        }
+        _ => (
+            "this kernel has no fs-verity, or the file system was made without",
+            "use a kernel with CONFIG_FS_VERITY and a file system made with it (mkfs.ext4 -O verity)",
+        ),
     }
 }
 
@@ -300,6 +324,21 @@ mod tests {
         let offer = probe_bpf(&sample, &host);
         let Verdict::Inactive(why) = &offer.verdict else { panic!("{:?}", offer.verdict) };
         assert!(why.contains("not among the active") && offer.cure.contains("lsm="), "{why}; {}", offer.cure);
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods)] // a fixture outside any guest
+    fn a_kernel_without_verity_is_told_from_a_file_system_without() {
+        let place = tempfile::tempdir().unwrap();
+        let why = |magic| without_verity(magic, place.path()).0;
+        assert!(why(EXT4).contains("kernel") && why(EXT4).contains("file system"));
+        for kind in ["ext4", "btrfs"] {
+            std::fs::create_dir_all(place.path().join(kind).join("features")).unwrap();
+        }
+        assert_eq!([EXT4, BTRFS].map(why), ["this kernel has no fs-verity"; 2]);
+        std::fs::write(place.path().join("ext4/features/verity"), "supported").unwrap();
+        assert_eq!(why(EXT4), "the file system was made without the verity feature");
+        assert_eq!(why(BTRFS), "this kernel has no fs-verity");
     }
 
     #[test]
