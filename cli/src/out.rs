@@ -206,9 +206,10 @@ impl Out {
         self.complain(&mut inner, &format!("{}{gap}{}", message.trim_end(), usage.trim_end()));
     }
 
-    /// The figures of the whole: fields of the JSON summary, and text for people at once. `value`
-    /// serialises to an object; given again, its fields are added.
+    /// The figures of the whole: fields of the JSON summary, and text for people at once, below which no bar is
+    /// drawn again. `value` serialises to an object; given again, its fields are added.
     pub fn summary<T: Serialize, D: fmt::Display>(&self, value: &T, human: impl FnOnce() -> D) {
+        self.bars.finish();
         self.line(human);
         let mut inner = self.lock();
         match serde_json::to_value(value) {

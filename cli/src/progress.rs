@@ -184,14 +184,14 @@ fn begin(bar: &ProgressBar, phase: Phase) {
         (_, Unit::Items) => "{msg} [{wide_bar}] {human_pos} of {human_len}{left}",
     };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    bar.set_style(style.progress_chars("=> ").with_key("left", time_left));
+    let style = style.progress_chars("=> ").with_key("left", time_left);
+    // The bar is drawn only once all of it is of this phase.
+    let bar = bar.clone().with_style(style).with_message(phase.name);
+    bar.update(|state| {
+        state.set_pos(0);
+        state.set_len(phase.total);
+    });
     bar.reset();
-    if phase.total == 0 {
-        bar.unset_length();
-    } else {
-        bar.set_length(phase.total);
-    }
-    bar.set_message(phase.name);
 }
 
 /// How long it will take, once there is something to tell it from.
@@ -291,6 +291,10 @@ mod tests {
         wait_for(&screen.0, "1.00 MB of 2.00 MB");
         assert!(screen.0.text().contains("hashing ["));
         assert_eq!(bars.aside(|| 7), 7);
+        bars.phase("linking", 10, Unit::Items);
+        let text = screen.0.text();
+        let (before, after) = text.split_once("linking").unwrap();
+        assert!(!before.contains("of 10") && !after.contains("MB") && after.contains("0 of 10"), "{text}");
         bars.finish();
     }
 
