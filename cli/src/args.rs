@@ -1,9 +1,10 @@
 //! Options that every command has.
 
 use std::num::NonZeroUsize;
+use std::str::FromStr;
 use std::thread::available_parallelism;
 
-use clap::{Args, ValueEnum, value_parser};
+use clap::{Args, ValueEnum, ValueHint};
 
 /// When progress is shown. It always goes to standard error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -31,11 +32,11 @@ pub struct CommonArgs {
     #[arg(long, short, global = true, conflicts_with_all = ["verbose", "debug"])]
     pub quiet: bool,
 
-    /// Print what is done to each file
+    /// Name each file that is left alone, too, and cut no list short
     #[arg(long, short, global = true)]
     pub verbose: bool,
 
-    /// Print what is decided and why, on standard error (implies --verbose)
+    /// As --verbose, and tell on standard error what this kernel lacks and had to be done without
     #[arg(long, global = true)]
     pub debug: bool,
 
@@ -44,12 +45,20 @@ pub struct CommonArgs {
     pub progress: ProgressMode,
 
     /// How many threads to use [default: one for each processor]
-    #[arg(long, global = true, value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
+    #[arg(long, global = true, value_name = "N", value_parser = threads, value_hint = ValueHint::Other)]
     pub threads: Option<u16>,
+}
 
-    /// Wait for a store that another process holds, instead of ending with status 5
-    #[arg(long, global = true)]
-    pub wait: bool,
+fn threads(text: &str) -> Result<u16, String> {
+    let number = text.parse().ok().filter(|number| (1..=1024).contains(number));
+    number.ok_or_else(|| "expected a number from 1 to 1024".to_owned())
+}
+
+/// A value parser that says in the user's words what it expects.
+pub fn expecting<T: FromStr>(
+    what: &'static str,
+) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static {
+    move |text| text.parse().map_err(|_| format!("expected {what}"))
 }
 
 impl CommonArgs {
@@ -58,6 +67,15 @@ impl CommonArgs {
         let told = self.threads.and_then(|n| NonZeroUsize::new(n.into()));
         told.or_else(|| available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN)
     }
+}
+
+/// `--wait`, for commands that work on a store.
+#[derive(Args, Clone, Copy, Debug, Default)]
+#[command(next_help_heading = "Common options")]
+pub struct Wait {
+    /// Wait for a store that another process holds, instead of ending with status 5
+    #[arg(long, global = true)]
+    pub wait: bool,
 }
 
 /// `--dry-run`, for commands that change something. The plan is made and shown; the executor is not run.
@@ -117,6 +135,8 @@ mod tests {
         assert_eq!(kind(&["x", "--quiet", "--debug"]), Err(ErrorKind::ArgumentConflict));
         assert_eq!(kind(&["x", "--threads", "0"]), Err(ErrorKind::ValueValidation));
         assert_eq!(kind(&["x", "--threads", "100000"]), Err(ErrorKind::ValueValidation));
+        let text = Sample::try_parse_from(["x", "--threads", "1x"]).map(|_| ()).unwrap_err().to_string();
+        assert!(text.contains("expected a number from 1 to 1024"), "{text}");
     }
 
     #[test]

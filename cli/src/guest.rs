@@ -49,6 +49,8 @@ impl From<GuestError> for Problem {
     fn from(error: GuestError) -> Self {
         let base = Guests::from_env().base;
         let problem = match error {
+            GuestError::BadName(name) if name.is_empty() => Self::new("a guest's name is empty")
+                .cure("give a name below /vservers, or a path with a slash in it"),
             GuestError::BadName(name) => Self::new("not a guest's name")
                 .at(&name)
                 .cure("give a name below /vservers, or a path with a slash in it"),
@@ -91,11 +93,11 @@ impl Guests {
         &self.base
     }
 
-    /// The root of the guest that an argument means: a path if there is a slash in it, else a name in
-    /// this directory. The answer is absolute and free of symbolic links, so that a guest named twice is
+    /// The root of the guest that an argument means: a path if there is a slash in it or it is `.` or `..`, else a
+    /// name in this directory. The answer is absolute and free of symbolic links, so that a guest named twice is
     /// noticed. Any directory will do.
     pub fn resolve(&self, argument: &OsStr) -> Result<PathBuf, GuestError> {
-        let path = if argument.as_bytes().contains(&b'/') {
+        let path = if argument.as_bytes().contains(&b'/') || argument == "." || argument == ".." {
             PathBuf::from(argument)
         } else if argument.is_empty() || argument.as_bytes().starts_with(b".") {
             return Err(GuestError::BadName(argument.into()));
@@ -166,6 +168,7 @@ mod tests {
         assert_eq!(resolve(&guests, "alias").unwrap(), web1);
         assert_eq!(resolve(&guests, guests.base().join("web2/../web1/")).unwrap(), web1);
         assert_eq!(resolve(&guests, guests.base().join(".store")).unwrap(), guests.base().join(".store"));
+        assert_eq!(resolve(&guests, ".").unwrap(), std::env::current_dir().unwrap().canonicalize().unwrap());
     }
 
     #[test]
@@ -176,7 +179,7 @@ mod tests {
         assert!(matches!(resolve(&guests, "notes"), Err(GuestError::NotADirectory(_))));
         assert!(matches!(resolve(&guests, guests.base().join("notes/x")), Err(GuestError::NotADirectory(_))));
         assert!(matches!(resolve(&guests, "loop"), Err(GuestError::Loop(_))));
-        for name in ["", ".", "..", ".store"] {
+        for name in ["", ".store", "..."] {
             assert!(matches!(resolve(&guests, name), Err(GuestError::BadName(_))), "{name}");
         }
     }
@@ -187,6 +190,8 @@ mod tests {
         assert_eq!(problem.exit_code(), Exit::Usage);
         let text = problem.to_string();
         assert!(text.starts_with(r"no such guest: /vservers/we\x1bb9: give its name"), "{text}");
+        let text = Problem::from(GuestError::BadName(OsString::new())).to_string();
+        assert!(text.starts_with("a guest's name is empty: give a name"), "{text}");
     }
 
     #[test]

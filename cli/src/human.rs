@@ -57,6 +57,17 @@ impl fmt::Display for Count {
     }
 }
 
+/// A count of things, with the word for one and for several: `1 guest`, `2,000 guests`.
+#[derive(Clone, Copy, Debug)]
+pub struct Many(pub u64, pub &'static str, pub &'static str);
+
+impl fmt::Display for Many {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(count, one, several) = *self;
+        write!(out, "{} {}", Count(count), if count == 1 { one } else { several })
+    }
+}
+
 /// A time span, to two figures that matter: `340 ms`, `2.4 s`, `3 min 5 s`, `2 h 3 min`, `5 d 1 h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HumanDuration(pub Duration);
@@ -116,6 +127,12 @@ mod tests {
         for (count, text) in cases {
             assert_eq!(Count(count).to_string(), text);
         }
+    }
+
+    #[test]
+    fn one_is_no_plural() {
+        let text = [0, 1, 2_000].map(|count| Many(count, "guest", "guests").to_string());
+        assert_eq!(text, ["0 guests", "1 guest", "2,000 guests"]);
     }
 
     #[test]

@@ -25,10 +25,10 @@ mod run;
 mod table;
 mod text;
 
-pub use args::{CommonArgs, DryRun, ProgressMode};
+pub use args::{CommonArgs, DryRun, ProgressMode, Wait, expecting};
 pub use exit::Exit;
 pub use guest::{GuestError, Guests, looks_like_root};
-pub use human::{Count, HumanBytes, HumanDuration};
+pub use human::{Count, HumanBytes, HumanDuration, Many};
 pub use interrupt::Interrupt;
 pub use manual::{Example, Program};
 pub use out::{Out, Streams};

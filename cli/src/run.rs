@@ -26,7 +26,7 @@ pub fn run_with<P: Program>(
     streams: Streams,
     run: impl FnOnce(P, &Out) -> Result<Exit, Problem>,
 ) -> Exit {
-    let definition = definition::<P>();
+    let mut definition = definition::<P>();
     let name = definition.get_name().to_owned();
     if let [_, option, directory] = &arguments[..]
         && option == "--write-docs"
@@ -36,7 +36,12 @@ pub fn run_with<P: Program>(
         return out.finish(exit);
     }
     let asked_for_json = arguments.iter().take_while(|it| *it != "--").any(|it| it == "--json");
-    let parsed = definition.try_get_matches_from(arguments);
+    let parsed = if arguments.last().is_some_and(|last| last == "--") {
+        // What a script's empty variable leaves must not mean "all".
+        Err(definition.error(ErrorKind::TooFewValues, "nothing stands behind --"))
+    } else {
+        definition.try_get_matches_from(arguments)
+    };
     match parsed.and_then(|matches| P::from_arg_matches(&matches)) {
         Ok(program) => {
             let out = Out::new(&name, program.common(), streams);
@@ -69,7 +74,10 @@ fn unparsed(out: &Out, error: &clap::Error) -> Exit {
     } else {
         let text = text.trim_start_matches("error: ");
         let (message, rest) = text.split_once("\n\n").unwrap_or((text, ""));
-        out.usage_error(message, rest);
+        // clap takes whatever is unknown for a value that could stand behind --.
+        let rest: String =
+            rest.split_inclusive('\n').filter(|line| !line.starts_with("  tip: to pass '")).collect();
+        out.usage_error(message, rest.trim_start_matches('\n'));
     }
     Exit::Usage
 }

@@ -215,8 +215,8 @@ fn what_is_no_guest_is_refused() {
     host.refuses(&["--noflags", "g0", "file"], 2, &["not a directory", "/guests/file"]);
     host.refuses(&["--noflags", "g0", "empty"], 2, &["not a guest: it has no etc, usr or bin", "/empty"]);
     host.refuses(&["--noflags", "g0", "circle"], 2, &["symbolic links in a circle", "/circle"]);
-    host.refuses(&["--noflags", "g0", ""], 2, &["not a guest's name"]);
-    host.refuses(&["--noflags", "g0", ".."], 2, &["not a guest's name"]);
+    host.refuses(&["--noflags", "g0", ""], 2, &["a guest's name is empty"]);
+    host.refuses(&["--noflags", "g0", ".store"], 2, &["not a guest's name"]);
     host.refuses(&["--noflags"], 2, &["no guest was named", "--all"]);
     host.refuses(&["--undo"], 2, &["no guest was named", "--all"]);
     let store = path(host.base(), ".store");
@@ -308,6 +308,9 @@ fn contradictions_are_usage_errors() {
         &["--undo", "--noflags", "g0"],
         &["--undo", "--immutable", "g0"],
         &["--explain", "/x", "--noflags"],
+        &["--noflags", "g0", "g1", "--"],
+        &["--undo", "g0", "--"],
+        &["--noflags", "g0", "g1", "--", ""],
     ] {
         let ran = host.run(arguments);
         ran.expect(2);
@@ -318,6 +321,40 @@ fn contradictions_are_usage_errors() {
         );
     }
     assert_eq!(changes(&before, &host.state()), [""; 0]);
+}
+
+#[test]
+fn what_was_expected_is_said() {
+    let host = Host::new();
+    for (arguments, words) in [
+        (&["--undo", "--run", "one"][..], "expected the number of a run"),
+        (&["--threads", "1x", "g0"], "expected a number from 1 to 1024"),
+        (&["g0", "--", ""], "expected a package's name, or ALL"),
+        (&["--store", "/nowhere/x", "g0"], "there is no such path: /nowhere/x: give the path of a store"),
+        (&[""], "a guest's name is empty: give a name"),
+        (&["--immutable", "--noflags", "g0"], "--noflags stands behind --immutable"),
+        (&["g0", "--immutable-mayunlink", "g1", "--noflags"], "leave out one of the two"),
+    ] {
+        let ran = host.run(arguments);
+        assert!(ran.expect(2).err.contains(words), "{}", ran.err);
+    }
+    let empty = tempfile::tempdir().unwrap();
+    let output = host.command(&["--all"]).env("VSERVERS", empty.path()).output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(told.starts_with("vunify: there is no guest below this directory: "), "{told}");
+}
+
+#[test]
+fn files_left_alone_are_named_or_it_is_said_how() {
+    let host = Host::new();
+    let tool = host.guest(0).join("usr/bin/tool");
+    let writer = std::fs::OpenOptions::new().append(true).open(tool).unwrap();
+    let hint = "(--verbose names them)";
+    assert!(host.run(&["--noflags", "g0", "g1"]).expect(0).out.contains(hint));
+    let ran = host.run(&["--noflags", "--verbose", "g0", "g1"]);
+    assert!(ran.expect(0).out.contains("left alone: ") && !ran.out.contains(hint), "{}", ran.out);
+    drop(writer);
 }
 
 #[test]

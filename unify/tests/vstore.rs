@@ -279,6 +279,29 @@ fn a_read_only_file_system_can_be_looked_at() {
 }
 
 #[test]
+fn log_takes_a_place_and_a_run() {
+    let world = World::shared(Seal::None);
+    let guest = world.path("a").into_os_string().into_string().unwrap();
+    let store = world.store.to_str().unwrap();
+    for args in [&["log", "1"][..], &["log", "a", "1"], &["log", store, "1"], &["log", "--store", store, "1"]]
+    {
+        assert_eq!(world.run(args).events("action").len(), 9, "{args:?}");
+    }
+    assert_eq!(world.run(&["log", &guest]).events("run").len(), 1);
+    for (args, words) in [
+        (&["log", "a", "web"][..], "expected the number of a run"),
+        (&["log", "web"], "no such guest"),
+        (&["log", "--limit", "x"], "expected a number of runs"),
+        (&["status", "a", "--store", store], "--store names the store already: a: leave out"),
+        (&["status", "--store", "/nowhere/x"], "there is no such directory: /nowhere/x: give the path"),
+    ] {
+        let ran = world.run(args);
+        assert_eq!(ran.code, Some(2));
+        assert!(ran.errors.contains(words), "{}", ran.errors);
+    }
+}
+
+#[test]
 fn log_tells_runs_and_what_each_did() {
     let world = World::shared(Seal::None);
     let ran = world.run(&["log"]);

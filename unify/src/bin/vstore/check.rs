@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use clap::Args;
-use cli::{Count, DryRun, Exit, Guests, HumanBytes, PathText, Problem};
+use clap::{Args, ValueHint};
+use cli::{Count, DryRun, Exit, Guests, HumanBytes, Many, PathText, Problem};
 use serde::Serialize;
 use serde_json::json;
 use store::journal::Journal;
@@ -24,7 +24,7 @@ pub(crate) struct ScrubArgs {
     #[arg(value_name = "STORE|GUEST")]
     places: Vec<OsString>,
     /// Read only so many of the objects, chosen at random
-    #[arg(long, value_name = "N%", value_parser = percent, default_value = "100%")]
+    #[arg(long, value_name = "N%", value_parser = percent, default_value = "100%", value_hint = ValueHint::Other)]
     sample: f64,
     /// Give guests good copies for corrupt files, and put missing seals on again
     #[arg(long, conflicts_with = "dry_run")]
@@ -41,9 +41,12 @@ pub(crate) struct RebuildArgs {
 }
 
 fn percent(text: &str) -> Result<f64, String> {
-    let number: f64 =
-        text.strip_suffix('%').unwrap_or(text).parse().map_err(|_| "not a number".to_owned())?;
-    if number > 0.0 && number <= 100.0 { Ok(number) } else { Err("not above 0 and up to 100".to_owned()) }
+    let number = text.strip_suffix('%').unwrap_or(text).parse().unwrap_or(0.0);
+    if number > 0.0 && number <= 100.0 {
+        Ok(number)
+    } else {
+        Err("expected a percentage, such as 5%".to_owned())
+    }
 }
 
 pub(crate) fn scrub(setting: &Setting<'_>, args: &ScrubArgs) -> Result<Exit, Problem> {
@@ -124,7 +127,7 @@ fn show_corrupt(setting: &Setting<'_>, guests: &[Guest], corrupt: &Corrupt, what
         let mut lines = vec![format!("{}: {}", shown.object, shown.why)];
         lines.extend(shown.names.iter().map(|name| format!("{}/{}", name.guest, name.path)));
         if shown.elsewhere > 0 {
-            lines.push(format!("and {} names in no guest at hand", Count(shown.elsewhere)));
+            lines.push(format!("and {} in no guest at hand", Many(shown.elsewhere, "name", "names")));
         }
         lines.push(fate(corrupt, what));
         lines.join("\n  ")
@@ -136,7 +139,7 @@ fn fate(corrupt: &Corrupt, what: Scrub) -> String {
         Corrupt { left: 0, replaced: true, .. } => "repaired from a good copy".to_owned(),
         Corrupt { left: 0, .. } => "no guest has it".to_owned(),
         Corrupt { replaced: true, left, .. } => {
-            format!("a good copy is there; {} names are left: try again", Count(*left))
+            format!("a good copy is there; {} left: try again", Many(*left, "name is", "names are"))
         }
         _ if what.repair => "no good copy was found: reinstall the package in these guests".to_owned(),
         Corrupt { fault: Fault::KnownBefore, .. } => "use --repair to look for a good copy".to_owned(),
@@ -197,9 +200,9 @@ fn summarize(setting: &Setting<'_>, report: &Scrubbed) {
     });
     setting.out.summary(&value, || {
         let text = format!(
-            "{} of {} objects checked ({}): {} corrupt",
+            "{} of {} checked ({}): {} corrupt",
             Count(report.checked),
-            Count(report.objects),
+            Many(report.objects, "object", "objects"),
             HumanBytes(report.bytes),
             Count(report.corrupt.len() as u64)
         );
@@ -226,14 +229,16 @@ pub(crate) fn rebuild(setting: &Setting<'_>, args: &RebuildArgs) -> Result<Exit,
         let guest = PathText::new(guest);
         let value = json!({ "guest": guest, "directories": dirs, "candidates": files });
         setting.out.event("guest", &value, || {
-            format!("{guest}: {} directories, {} files that are not shared yet", Count(*dirs), Count(*files))
+            let dirs = Many(*dirs, "directory", "directories");
+            format!("{guest}: {dirs}, {} not shared yet", Many(*files, "file that is", "files that are"))
         });
     }
     show_skipped(setting, &report.skipped);
     let value = json!({ "objects": report.objects, "guests": report.guests.len() });
     setting.out.summary(&value, || {
         let guests = report.guests.len() as u64;
-        format!("index made anew: {} objects, {} guests", Count(report.objects), Count(guests))
+        let objects = Many(report.objects, "object", "objects");
+        format!("index made anew: {objects}, {}", Many(guests, "guest", "guests"))
     });
     let failed = report.skipped.iter().any(|one| one.why.is_failure());
     Ok(if failed { Exit::Partly } else { Exit::Done })

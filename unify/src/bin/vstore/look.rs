@@ -1,7 +1,9 @@
 //! Commands that only look.
 
-use clap::Args;
-use cli::{Align, Count, Exit, HumanBytes, PathText, Problem, Table};
+use std::ffi::OsString;
+
+use clap::{Args, ValueHint};
+use cli::{Align, Count, Exit, HumanBytes, Many, PathText, Problem, Table, expecting};
 use serde::Serialize;
 use serde_json::json;
 use store::journal::{Action, Batch, Journal, Run, Settled};
@@ -27,10 +29,28 @@ pub(crate) struct StatusArgs {
 #[derive(Args)]
 pub(crate) struct LogArgs {
     /// Show only so many runs, the latest
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(
+        long, value_name = "N", default_value_t = 20,
+        value_parser = expecting::<usize>("a number of runs"), value_hint = ValueHint::Other
+    )]
     limit: usize,
-    /// Show what this run did to each file
+    #[command(flatten)]
+    place: Where,
+    /// Show what this run did to each file; a number by itself is a run, too
+    #[arg(value_parser = expecting::<i64>("the number of a run, as vstore log shows it"))]
     run: Option<i64>,
+}
+
+impl LogArgs {
+    /// The place and the run. Who has a guest whose name is a number gives its path.
+    fn place_and_run(&self) -> (Option<&OsString>, Option<i64>) {
+        let place = self.place.place.as_ref();
+        let alone = || place?.to_str()?.parse().ok();
+        match self.run.or_else(alone) {
+            run @ Some(_) if self.run.is_none() => (None, run),
+            run => (place, run),
+        }
+    }
 }
 
 pub(crate) fn status(setting: &Setting<'_>, args: &StatusArgs) -> Result<Exit, Problem> {
@@ -109,10 +129,10 @@ fn show_objects(setting: &Setting<'_>, status: &Status) {
     let objects = &status.objects;
     setting.out.summary(&figures(status), || {
         let text = format!(
-            "Objects     {}, {}\nLinks       {} names in guests\nSaved       {}\nGarbage     {}, {}",
+            "Objects     {}, {}\nLinks       {} in guests\nSaved       {}\nGarbage     {}, {}",
             Count(objects.count),
             HumanBytes(objects.allocated),
-            Count(objects.links),
+            Many(objects.links, "name", "names"),
             HumanBytes(objects.saved),
             Count(objects.garbage.0),
             HumanBytes(objects.garbage.1)
@@ -157,7 +177,8 @@ fn show_quarantine(setting: &Setting<'_>, kept: &[Kept]) {
         if at < SOME {
             let name = PathText::from_bytes(&one.name);
             out.event("quarantine", &shown, || {
-                format!("  {} {name}, {} names in guests", one.kind.name(), one.held())
+                let names = Many(one.held().into(), "name", "names");
+                format!("  {} {name}, {names} in guests", one.kind.name())
             });
         } else {
             out.detail("quarantine", &shown, || format!("  {}", PathText::from_bytes(&one.name)));
@@ -187,8 +208,8 @@ fn show_protection(setting: &Setting<'_>, status: &Status) {
                 format!("\n            to have it: {}", offer.cure)
             };
             format!(
-                "  {seal:<9} {word}{why}\n            {} objects tagged; leaves open: {open}{cure}",
-                Count(tagged)
+                "  {seal:<9} {word}{why}\n            {} tagged; leaves open: {open}{cure}",
+                Many(tagged, "object", "objects")
             )
         });
     }
@@ -222,14 +243,15 @@ fn show_runs<'r>(setting: &Setting<'_>, runs: impl Iterator<Item = &'r Run>) {
 }
 
 pub(crate) fn log(setting: &Setting<'_>, args: &LogArgs) -> Result<Exit, Problem> {
-    let store = setting.open(None, Access::Read)?;
+    let (place, run) = args.place_and_run();
+    let store = setting.open(place, Access::Read)?;
     let journal = Journal::open_read_only(&store).map_err(Error::from)?;
     let runs = journal.as_ref().map(Journal::runs).transpose().map_err(Error::from)?.unwrap_or_default();
-    let Some(id) = args.run else {
+    let Some(id) = run else {
         show_runs(setting, runs.iter().rev().take(args.limit));
         let shown = runs.len().min(args.limit) as u64;
         setting.out.summary(&json!({ "runs": runs.len() }), || {
-            format!("{} of {} runs", Count(shown), Count(runs.len() as u64))
+            format!("{} of {}", Count(shown), Many(runs.len() as u64, "run", "runs"))
         });
         return Ok(Exit::Done);
     };
@@ -277,9 +299,7 @@ fn show_run(setting: &Setting<'_>, journal: &Journal, run: &Run) -> Result<Exit,
         actions += batch.actions.len() as u64;
         seq += 1;
     }
-    setting
-        .out
-        .summary(&json!({ "run": run.id, "actions": actions }), || format!("{} actions", Count(actions)));
+    setting.out.summary(&json!({ "run": run.id, "actions": actions }), || Many(actions, "action", "actions"));
     Ok(if setting.interrupt.requested() { Exit::Interrupted } else { Exit::Done })
 }
 

@@ -9,9 +9,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use cli::{
-    Bars, CommonArgs, DryRun, Example, Exit, Guests, Interrupt, Out, PathText, Problem, Program, Unit,
+    Bars, CommonArgs, DryRun, Example, Exit, Guests, Interrupt, Out, PathText, Problem, Program, Unit, Wait,
     run_main,
 };
 use kernel::Real;
@@ -35,8 +35,10 @@ struct Args {
     #[command(subcommand)]
     what: What,
     /// The store's directory
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     store: Option<PathBuf>,
+    #[command(flatten)]
+    wait: Wait,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -95,6 +97,10 @@ impl Program for Args {
         Example { line: "vstore status --json web1", what: "Show the store of a guest, for programs" },
         Example { line: "vstore log --limit 5", what: "Show the last five runs" },
         Example { line: "vstore log 12", what: "Show what run 12 did to each file" },
+        Example {
+            line: "vstore log /srv/guests/web1 3",
+            what: "The same of run 3, in the store of that guest",
+        },
         Example { line: "vstore gc --dry-run", what: "Show what a collection would remove" },
         Example { line: "vstore recover /srv/guests/.store", what: "Settle what a crash left, now" },
         Example { line: "vstore scrub --sample 5% --quiet", what: "Check every twentieth object, from cron" },
@@ -140,7 +146,7 @@ fn run(args: Args, out: &Out) -> Result<Exit, Problem> {
     kernel::raise_open_file_limit();
     let bars = Progress(out.bars());
     let around = Surroundings { fs: &Real, observer: &bars, stop: interrupt.flag() };
-    let wait = args.common.wait;
+    let wait = args.wait.wait;
     let (store, threads) = (args.store.as_deref(), args.common.threads().get());
     let setting = Setting { out, interrupt: &interrupt, wait, threads, store, around };
     let result = match args.what {
@@ -158,6 +164,12 @@ fn run(args: Args, out: &Out) -> Result<Exit, Problem> {
 impl Setting<'_> {
     /// Opens the store that `place` names.
     fn open(&self, place: Option<&OsString>, access: Access) -> Result<Store, Problem> {
+        if self.store.is_some()
+            && let Some(place) = place
+        {
+            let problem = Problem::new("--store names the store already").at(place);
+            return Err(problem.cure("leave out one of the two").exit(Exit::Usage));
+        }
         let (path, _) = self.find(place.map(std::slice::from_ref).unwrap_or_default())?;
         self.open_at(&path, access)
     }
@@ -241,8 +253,12 @@ fn locate(guest: &Path) -> Result<PathBuf, Problem> {
 }
 
 fn canonical(path: &Path) -> Result<PathBuf, Problem> {
-    let failed = |error: std::io::Error| Problem::new(error.to_string()).at(path).exit(Exit::Usage);
-    std::fs::canonicalize(path).map_err(failed)
+    let failed = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => Problem::new("there is no such directory")
+            .cure("give the path of a store, or set VSERVERS to the directory that holds guests"),
+        _ => Problem::new(error.to_string()),
+    };
+    std::fs::canonicalize(path).map_err(|error| failed(error).at(path).exit(Exit::Usage))
 }
 
 /// The command line for the journal, escaped.

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use clap::Args;
-use cli::{Count, DryRun, Exit, HumanBytes, Problem};
+use cli::{Count, DryRun, Exit, HumanBytes, Many, Problem};
 use kernel::{Fs, Real};
 use serde_json::json;
 use store::Store;
@@ -59,8 +59,12 @@ pub(crate) fn gc(setting: &Setting<'_>, args: &GcArgs) -> Result<Exit, Problem> 
     });
     setting.out.summary(&value, || {
         let would = if args.dry.dry_run { "would be " } else { "" };
-        let text =
-            format!("{} of {} objects {would}removed: {}", Count(removed), Count(seen), HumanBytes(freed));
+        let text = format!(
+            "{} of {} {would}removed: {}",
+            Count(removed),
+            Many(seen, "object", "objects"),
+            HumanBytes(freed)
+        );
         if !args.quarantine {
             return text;
         }
@@ -114,8 +118,8 @@ pub(crate) fn show_recovered(setting: &Setting<'_>, settled: &Recovered) {
     let value = json!({ "run": run, "completed": completed, "taken_back": taken_back });
     setting.out.event("recovered", &value, || {
         format!(
-            "run {run} had been cut off: {} actions completed, {} taken back",
-            Count(completed),
+            "run {run} had been cut off: {} completed, {} taken back",
+            Many(completed, "action", "actions"),
             Count(taken_back)
         )
     });

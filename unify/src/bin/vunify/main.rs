@@ -4,13 +4,14 @@ mod report;
 mod setting;
 
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{ArgGroup, Parser};
+use clap::{ArgGroup, Parser, ValueHint};
 use cli::{
-    Bars, CommonArgs, DryRun, Example, Exit, Guests, Interrupt, Out, Problem, Program, Unit, looks_like_root,
-    run_main,
+    Bars, CommonArgs, DryRun, Example, Exit, Guests, Interrupt, Out, Problem, Program, Unit, Wait, expecting,
+    looks_like_root, run_main,
 };
 use kernel::Real;
 use store::{Located, STORE_NAME, Store};
@@ -38,7 +39,7 @@ struct Args {
     /// Guests, by name or path
     guests: Vec<OsString>,
     /// Packages to share files of, or ALL; the first guest is then the reference
-    #[arg(last = true, value_name = "PACKAGES")]
+    #[arg(last = true, value_name = "PACKAGES", value_parser = package)]
     packages: Vec<String>,
     /// Every guest below /vservers or $VSERVERS
     #[arg(long, conflicts_with = "guests")]
@@ -47,15 +48,24 @@ struct Args {
     #[arg(long)]
     undo: bool,
     /// With --undo: only what this run has shared (see vstore log)
-    #[arg(long, value_name = "ID", requires = "undo")]
+    #[arg(
+        long, value_name = "ID", requires = "undo",
+        value_parser = expecting::<i64>("the number of a run, as vstore log shows it"), value_hint = ValueHint::Other
+    )]
     run: Option<i64>,
     /// With --undo: only this file, or what lies below this directory
-    #[arg(long = "path", value_name = "PATH", requires = "undo")]
+    #[arg(long = "path", value_name = "PATH", requires = "undo", value_hint = ValueHint::FilePath)]
     paths: Vec<PathBuf>,
     /// Say of each PATH whether it is shared, and why or why not
-    #[arg(long, value_name = "PATH", num_args = 1.., conflicts_with_all = ["undo", "packages", "protection"])]
+    #[arg(
+        long, value_name = "PATH", num_args = 1.., value_hint = ValueHint::FilePath,
+        conflicts_with_all = ["undo", "packages", "protection"]
+    )]
     explain: Vec<PathBuf>,
     /// Do not protect shared files: for guests that are trusted not to write into them in place
+    ///
+    /// Before --immutable or --immutable-mayunlink it does nothing: the original vunify was asked so for one flag
+    /// alone. Behind one of them it is refused.
     #[arg(long, group = "protection", conflicts_with = "undo")]
     noflags: bool,
     /// Make shared files immutable: their names cannot be replaced either; package upgrades fail
@@ -72,13 +82,15 @@ struct Args {
     #[arg(long, conflicts_with_all = ["undo", "explain"])]
     reflink: bool,
     /// The store to use
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     store: Option<PathBuf>,
-    /// Where policies are: DIR/unify.toml for all guests, DIR/NAME.unify.toml for one
-    #[arg(long, value_name = "DIR", default_value = DIRECTORY)]
+    /// Where policies are: DIR/unify.toml for all guests, DIR/NAME.unify.toml for one; see vservers-policy(5)
+    #[arg(long, value_name = "DIR", default_value = DIRECTORY, value_hint = ValueHint::DirPath)]
     policy: PathBuf,
     #[command(flatten)]
     dry: DryRun,
+    #[command(flatten)]
+    wait: Wait,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -102,6 +114,22 @@ impl Program for Args {
 
 fn main() -> ExitCode {
     run_main(run)
+}
+
+/// The original's way to ask for one flag alone is `--noflags --immutable`. In the other order, one of the two is a
+/// mistake.
+fn check_order(arguments: &[OsString]) -> Result<(), Problem> {
+    let options = arguments.iter().take_while(|word| *word != "--");
+    let mut from_flag = options.skip_while(|word| !word.as_bytes().starts_with(b"--immutable"));
+    if from_flag.any(|word| word == "--noflags") {
+        let problem = Problem::new("--noflags stands behind --immutable or --immutable-mayunlink");
+        return Err(problem.cure("leave out one of the two").exit(Exit::Usage));
+    }
+    Ok(())
+}
+
+fn package(name: &str) -> Result<String, String> {
+    if name.is_empty() { Err("expected a package's name, or ALL".to_owned()) } else { Ok(name.to_owned()) }
 }
 
 /// What every part of the command needs.
@@ -129,6 +157,7 @@ impl Observer for Progress {
 fn run(args: Args, out: &Out) -> Result<Exit, Problem> {
     let interrupt = Interrupt::install().map_err(|error| Problem::new(error.to_string()).exit(Exit::Bug))?;
     kernel::raise_open_file_limit();
+    check_order(&std::env::args_os().collect::<Vec<_>>())?;
     let roots = roots(&args)?;
     let located = match (&args.store, roots.first()) {
         (Some(path), _) => locate_given(path)?,
@@ -191,6 +220,12 @@ fn roots(args: &Args) -> Result<Vec<PathBuf>, Problem> {
     let by_path = args.explain.iter().chain(&args.paths);
     if args.all {
         roots = guests.all()?;
+        if roots.is_empty() {
+            return Err(Problem::new("there is no guest below this directory")
+                .at(guests.base())
+                .cure("set VSERVERS to the directory that holds guests (each with an etc, usr or bin)")
+                .exit(Exit::Usage));
+        }
     } else if roots.is_empty() {
         for path in by_path {
             let root = root_of(&absolute(path)?)?;
@@ -215,12 +250,20 @@ fn root_of(path: &Path) -> Result<PathBuf, Problem> {
 
 /// The path with its directory free of symbolic links; the last component stays what it is.
 fn absolute(path: &Path) -> Result<PathBuf, Problem> {
-    let failed = |error: std::io::Error| Problem::new(error.to_string()).at(path).exit(Exit::Usage);
+    let failed = |error| no_path(path, &error);
     let whole = std::path::absolute(path).map_err(failed)?;
     match (whole.parent(), whole.file_name()) {
         (Some(parent), Some(name)) => Ok(parent.canonicalize().map_err(failed)?.join(name)),
         _ => whole.canonicalize().map_err(failed),
     }
+}
+
+fn no_path(path: &Path, error: &std::io::Error) -> Problem {
+    let problem = match error.kind() {
+        std::io::ErrorKind::NotFound => Problem::new("there is no such path"),
+        _ => Problem::new(error.to_string()),
+    };
+    problem.at(path).exit(Exit::Usage)
 }
 
 fn usual_store() -> Result<Located, Problem> {
@@ -232,7 +275,8 @@ fn usual_store() -> Result<Located, Problem> {
 }
 
 fn locate_given(path: &Path) -> Result<Located, Problem> {
-    let path = absolute(path)?;
+    let cure = "give the path of a store, or of one that is to be made in a directory that is there";
+    let path = absolute(path).map_err(|problem| problem.cure(cure))?;
     let exists = store::is_store(&path).map_err(Error::from)?;
     Ok(if exists { Located::Existing(path) } else { Located::Missing(path) })
 }

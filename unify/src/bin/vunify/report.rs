@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use cli::{Count, Exit, HumanBytes, PathText, Problem};
+use cli::{Count, Exit, HumanBytes, Many, PathText, Problem};
 use kernel::Seal;
 use serde::Serialize;
 use store::journal::{Action, Batch, RunEnd, Verb};
@@ -235,15 +235,15 @@ impl<'a> Summary<'a> {
         if args.undo {
             lines.push(if args.dry.dry_run {
                 format!(
-                    "would make {} files private: {} by copying {}",
-                    Count(planned.links + planned.admits),
+                    "would make {} private: {} by copying {}",
+                    files(planned.links + planned.admits),
                     Count(planned.links),
                     HumanBytes(planned.bytes)
                 )
             } else {
                 format!(
-                    "made {} files private: {} by copying {}, {} where they were",
-                    Count(done.detached + done.retired),
+                    "made {} private: {} by copying {}, {} where they were",
+                    files(done.detached + done.retired),
                     Count(done.detached),
                     HumanBytes(done.taken),
                     Count(done.retired)
@@ -251,49 +251,49 @@ impl<'a> Summary<'a> {
             });
         } else {
             lines.push(format!(
-                "looked at {} guests, {} directories: {} names shared before, {} could be, {} private",
-                Count(self.guests as u64),
-                Count(report.dirs),
-                Count(report.unified),
+                "looked at {}, {}: {} shared before, {} could be, {} private",
+                Many(self.guests as u64, "guest", "guests"),
+                Many(report.dirs, "directory", "directories"),
+                Many(report.unified, "name", "names"),
                 Count(report.candidates),
                 Count(report.private)
             ));
-            lines.push(format!("read {} files, {}", Count(report.read.0), HumanBytes(report.read.1)));
+            lines.push(format!("read {}, {}", files(report.read.0), HumanBytes(report.read.1)));
             lines.push(if args.dry.dry_run {
                 format!(
-                    "would share {} more files and replace {} by them, giving back about {}",
-                    Count(planned.admits),
+                    "would share {} and replace {} by them, giving back about {}",
+                    more_files(planned.admits),
                     Count(planned.links),
                     HumanBytes(planned.bytes)
                 )
             } else {
                 format!(
-                    "shared {} more files and replaced {} by them, giving back {}",
-                    Count(done.admitted),
+                    "shared {} and replaced {} by them, giving back {}",
+                    more_files(done.admitted),
                     Count(done.linked),
                     HumanBytes(done.freed)
                 )
             });
         }
         if let Some(reflinks) = report.reflinks.filter(|reflinks| reflinks.supported) {
-            let (files, bytes) = (Count(reflinks.files), HumanBytes(reflinks.bytes));
-            lines.push(if args.dry.dry_run {
-                format!("would let {files} private files share the blocks of others, {bytes}")
-            } else {
-                format!("let {files} private files share the blocks of others, {bytes}")
-            });
+            let files = Many(reflinks.files, "private file", "private files");
+            let would = if args.dry.dry_run { "would " } else { "" };
+            let bytes = HumanBytes(reflinks.bytes);
+            lines.push(format!("{would}let {files} share the blocks of others, {bytes}"));
         }
         if !report.skipped.is_empty() {
             let kinds: Vec<String> =
                 report.skipped.iter().map(|(kind, count)| format!("{} {kind}", Count(*count))).collect();
-            lines.push(format!("left alone: {} (--verbose names them)", kinds.join(", ")));
+            let named = args.common.verbose || args.common.debug;
+            let hint = if named { "" } else { " (--verbose names them)" };
+            lines.push(format!("left alone: {}{hint}", kinds.join(", ")));
         }
         if report.end == Some(RunEnd::Interrupted) {
             let left =
                 planned.admits + planned.links - (done.admitted + done.linked + done.detached + done.retired);
             lines.push(format!(
-                "interrupted: {} files are left; the same command goes on with them",
-                Count(left)
+                "interrupted: {} left; the same command goes on there",
+                Many(left, "file is", "files are")
             ));
         }
         if let Some(run) = report.run {
@@ -301,4 +301,12 @@ impl<'a> Summary<'a> {
         }
         lines.join("\n")
     }
+}
+
+fn files(count: u64) -> Many {
+    Many(count, "file", "files")
+}
+
+fn more_files(count: u64) -> Many {
+    Many(count, "more file", "more files")
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cli::{Exit, Guests, PathText, Problem};
+use cli::{Count, Exit, Guests, Many, PathText, Problem};
 use kernel::{Real, Seal};
 use store::journal::{Batch, Journal, RunEnd};
 use store::{Access, IdentityPolicy, Located, Place, Store};
@@ -21,7 +21,7 @@ use crate::{Setting, absolute};
 impl Setting<'_> {
     fn open_store(&self, access: Access) -> Result<Store, Error> {
         let go_on = || !self.interrupt.requested();
-        let wait: Option<&dyn Fn() -> bool> = if self.args.common.wait { Some(&go_on) } else { None };
+        let wait: Option<&dyn Fn() -> bool> = if self.args.wait.wait { Some(&go_on) } else { None };
         let store = Store::open(&Real, self.located.path(), access, wait)?;
         if !start(&store, access, self.args.common.threads().get()) {
             self.out.debug(|| UNCONFINED);
@@ -216,8 +216,9 @@ impl Setting<'_> {
         if let Some(run) = outcome.run {
             self.out.line(|| {
                 format!(
-                    "run {run} was cut off: {} actions completed, {} taken back",
-                    outcome.completed, outcome.taken_back
+                    "run {run} was cut off: {} completed, {} taken back",
+                    Many(outcome.completed, "action", "actions"),
+                    Count(outcome.taken_back)
                 )
             });
         }
