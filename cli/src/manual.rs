@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use clap::Command;
-use clap_complete::Shell;
+use clap_complete::{Generator as _, Shell};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
@@ -32,7 +32,7 @@ pub trait Program: clap::Parser {
 
 /// The definition with examples and exit status at the end of `--help`.
 pub(crate) fn definition<P: Program>() -> Command {
-    bare::<P>().after_long_help(format!("{}{}", examples(P::EXAMPLES), Exit::help()))
+    P::command().after_long_help(format!("{}{}", examples(P::EXAMPLES), Exit::help()))
 }
 
 /// The definition without `help` as a subcommand, which would be one more page that says what `--help` says.
@@ -59,12 +59,35 @@ pub(crate) fn write_docs<P: Program>(directory: &Path) -> io::Result<()> {
     let mut command = bare::<P>();
     command.build();
     let man = subdirectory(directory, "man8")?;
-    write_pages(&command, command.get_name(), P::EXAMPLES, &man)?;
     let name = command.get_name().to_owned();
+    let source = format!("{name} {}", command.get_version().unwrap_or_default());
+    write_pages(&command, &name, &source, P::EXAMPLES, &man)?;
     for (shell, place) in [(Shell::Bash, "bash"), (Shell::Zsh, "zsh"), (Shell::Fish, "fish")] {
-        clap_complete::generate_to(shell, &mut bare::<P>(), &name, subdirectory(directory, place)?)?;
+        let mut text = Vec::new();
+        clap_complete::generate(shell, &mut bare::<P>(), &name, &mut text);
+        let mut text = String::from_utf8_lossy(&text).into_owned();
+        if shell == Shell::Bash {
+            text = offer_guests(&text, takes_guests(&command));
+        }
+        let file = subdirectory(directory, place)?.join(shell.file_name(&name));
+        File::create(file)?.write_all(text.as_bytes())?;
     }
     Ok(())
+}
+
+fn takes_guests(command: &Command) -> bool {
+    let is_guest =
+        |arg: &clap::Arg| arg.get_value_names().into_iter().flatten().any(|name| name.contains("GUEST"));
+    command.get_positionals().any(is_guest) || command.get_subcommands().any(takes_guests)
+}
+
+/// The generated script offers options wherever anything may stand. With this it offers them behind a hyphen only,
+/// and elsewhere words that are known, else guests; what matches neither is completed as a file's name.
+fn offer_guests(script: &str, guests: bool) -> String {
+    let place = "            if [[ ${cur} == -* || ${COMP_CWORD} -eq ";
+    let others = if guests { "command ls \"${VSERVERS:-/vservers}\" 2>/dev/null" } else { "true" };
+    let words = format!("opts=$(printf '%s\\n' ${{opts}} | grep -v '^-' || {others})");
+    script.replace(place, &format!("            [[ ${{cur}} == -* ]] || {words}\n{place}"))
 }
 
 fn subdirectory(directory: &Path, name: &str) -> io::Result<std::path::PathBuf> {
@@ -74,24 +97,40 @@ fn subdirectory(directory: &Path, name: &str) -> io::Result<std::path::PathBuf> 
 }
 
 /// One page for a command, named as `git-log.1` is, and those of its subcommands.
-fn write_pages(command: &Command, name: &str, examples: &[Example], directory: &Path) -> io::Result<()> {
+fn write_pages(
+    command: &Command,
+    name: &str,
+    source: &str,
+    examples: &[Example],
+    directory: &Path,
+) -> io::Result<()> {
     let mut page = Vec::new();
-    render(command, name, examples, &mut page)?;
+    render(command, name, source, examples, &mut page)?;
     File::create(directory.join(format!("{name}.8")))?.write_all(&page)?;
     for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
         let name = format!("{name}-{}", sub.get_name());
         let spoken = format!("{} ", sub.get_name());
         let own: Vec<_> = examples.iter().copied().filter(|it| it.line.contains(&spoken)).collect();
-        write_pages(sub, &name, &own, directory)?;
+        write_pages(sub, &name, source, &own, directory)?;
     }
     Ok(())
 }
 
-fn render(command: &Command, name: &str, examples: &[Example], page: &mut Vec<u8>) -> io::Result<()> {
-    let man = Man::new(command.clone()).title(name.to_uppercase()).section("8").date("");
+fn render(
+    command: &Command,
+    name: &str,
+    source: &str,
+    examples: &[Example],
+    page: &mut Vec<u8>,
+) -> io::Result<()> {
+    let man = Man::new(command.clone()).title(name.to_uppercase()).section("8").date("").source(source);
     man.render_title(page)?;
     man.render_name_section(page)?;
-    man.render_synopsis_section(page)?;
+    let usage = command.clone().render_usage().to_string();
+    let mut roff = Roff::new();
+    roff.control("SH", ["SYNOPSIS"]);
+    roff.text([roman(usage.trim_start_matches("Usage: "))]);
+    roff.to_writer(page)?;
     man.render_description_section(page)?;
     man.render_options_section(page)?;
     if command.get_subcommands().any(|sub| !sub.is_hide_set()) {

@@ -68,6 +68,48 @@ fn usage_errors_are_named_and_end_with_2() {
 }
 
 #[test]
+fn help_is_a_command_too() {
+    let help = run(["help", "lines"]);
+    assert_eq!(help.status.code(), Some(0));
+    assert!(text(&help.stdout).contains("Usage: sample lines"), "{}", text(&help.stdout));
+}
+
+#[test]
+fn an_empty_rest_is_refused() {
+    let output = run(["guests", "web1", "--"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).starts_with("sample: nothing stands behind --\n"), "{output:?}");
+    assert!(!text(&run(["guests", "--nonsense"]).stderr).contains("tip: to pass"));
+}
+
+/// What bash's completion offers for a command line's last word.
+fn offered(completions: &std::path::Path, base: &std::path::Path, words: &[&str]) -> Vec<String> {
+    let script = r#"source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+        _sample sample "${!#}" "${COMP_WORDS[COMP_CWORD - 1]}"; printf '%s\n' "${COMPREPLY[@]}""#;
+    let mut command = Command::new("bash");
+    let output =
+        command.args(["-c", script, "bash"]).arg(completions).args(words).env("VSERVERS", base).output();
+    text(&output.unwrap().stdout).split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn bash_offers_options_behind_a_hyphen_and_guests_elsewhere() {
+    let dir = tempfile::tempdir().unwrap();
+    run([OsStr::new("--write-docs"), dir.path().as_os_str()]);
+    let script = dir.path().join("bash/sample.bash");
+    let base = dir.path().join("guests");
+    for name in ["web1", "web2", ".store"] {
+        fs::create_dir_all(base.join(name)).unwrap();
+    }
+    let offered = |words: &[&str]| offered(&script, &base, words);
+    assert_eq!(offered(&["sample", ""]), ["guests", "lines", "wait", "panic"]);
+    assert_eq!(offered(&["sample", "guests", ""]), ["web1", "web2"]);
+    assert_eq!(offered(&["sample", "guests", "web1", "web"]), ["web1", "web2"]);
+    assert_eq!(offered(&["sample", "guests", "--th"]), ["--threads"]);
+    assert_eq!(offered(&["sample", "guests", "--threads", "3"]), ["3"]);
+}
+
+#[test]
 fn usage_errors_have_a_summary_in_json() {
     let output = run(["--json", "lines", "ma\u{1b}ny"]);
     assert_eq!(summary(&output)["outcome"], "usage");
@@ -196,7 +238,11 @@ fn docs_have_exit_status_examples_and_completions() {
         assert!(page.contains(&format!(".SH {section}\n")), "{section} in {page}");
     }
     assert!(page.contains("sample lines 3 \\-\\-json") && page.contains("\\fB130\\fR"), "{page}");
+    assert!(page.contains(".SH SYNOPSIS\nsample [OPTIONS] <COMMAND>\n"), "{page}");
     let sub = read("man8/sample-lines.8");
+    assert!(sub.contains("\nsample lines [OPTIONS] <COUNT>\n"), "{sub}");
+    let source = format!("\"sample {}\"", env!("CARGO_PKG_VERSION"));
+    assert!(page.contains(&source) && sub.contains(&source), "{sub}");
     assert!(sub.contains("sample lines 3") && !sub.contains("sample guests web1"), "{sub}");
     for (shell, file) in [("bash", "bash/sample.bash"), ("zsh", "zsh/_sample"), ("fish", "fish/sample.fish")]
     {
