@@ -159,7 +159,9 @@ pub(crate) fn loaded(host: &Host, feature: Feature) -> (Verdict, &'static str) {
         Ok(State::Other { version }) => other(&format!("what is loaded is {version}")),
         Ok(State::Absent) => other("its programs answer, but are not pinned: they end with their loader"),
         Ok(State::Loaded) => match pins.let_down(object) {
-            Some(whom) => other(&format!("the program that it leaves a hook to, {whom}'s, is gone")),
+            Some(whom) => {
+                other(&format!("the program that it leaves a hook to, {}'s, is gone", bpf::spoken(whom)))
+            }
             None => (Verdict::Enforced, BETTER),
         },
         Err(_) => (Verdict::Enforced, BETTER),
@@ -182,7 +184,9 @@ pub(crate) fn absent(host: &Host, feature: Feature) -> (Verdict, &'static str) {
             let (_, cure) = from(&error, Verdict::NotPermitted);
             (Verdict::NotPermitted("it is not loaded, and this user can't load it".into()), cure)
         }
-        Err(error @ BpfError::NoBpffs(_)) => from(&error, Verdict::Inactive),
+        Err(error @ BpfError::NoBpffs(_)) => {
+            (Verdict::Inactive(error.to_string()), "mount -t bpf bpf /sys/fs/bpf, then run vkernel load")
+        }
         Err(error) => from(&error, Verdict::Unsupported),
         Ok(()) => match Pins::of(host).state(object) {
             Ok(State::Absent) => (Verdict::Inactive("it is not loaded".into()), "run vkernel load"),

@@ -30,6 +30,14 @@ pub enum ScopeError {
         /// What the system said.
         errno: Errno,
     },
+    /// A directory that was named or configured is none.
+    #[error("{path}: {why}", path = path.display())]
+    NoDirectory {
+        /// What was named.
+        path: PathBuf,
+        /// How it is none.
+        why: &'static str,
+    },
     /// The file says something that it can't say.
     #[error("{path}: {why}", path = path.display())]
     Wrong {
@@ -57,7 +65,10 @@ pub fn configured(file: &Path) -> Result<Option<Vec<PathBuf>>, ScopeError> {
         Err(errno) => return Err(ScopeError::Read { path: file.into(), errno }),
     };
     let text = String::from_utf8(text).map_err(|_| wrong("it is not UTF-8".into()))?;
-    let config: Config = toml::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+    let config: Config = toml::from_str(&text).map_err(|error| {
+        let line = text[..error.span().map_or(0, |span| span.start)].matches('\n').count() + 1;
+        wrong(format!("line {line}: {}; it has version = 1 and scope = [\"/some/dir\"]", error.message()))
+    })?;
     if config.version != 1 {
         return Err(wrong(format!("version {} is not known here, only 1", config.version)));
     }
@@ -75,8 +86,13 @@ fn read(file: &Path) -> kernel::Result<Vec<u8>> {
 /// Opens each directory; all or none.
 pub fn open(paths: &[PathBuf]) -> Result<Vec<(PathBuf, Dir)>, ScopeError> {
     let open = |path: &PathBuf| {
-        let dir = Dir::open_host(path);
-        dir.map(|dir| (path.clone(), dir)).map_err(|errno| ScopeError::Read { path: path.clone(), errno })
+        let path = path.clone();
+        match Dir::open_host(&path) {
+            Ok(dir) => Ok((path, dir)),
+            Err(Errno::NOENT) => Err(ScopeError::NoDirectory { path, why: "there is no such directory" }),
+            Err(Errno::NOTDIR) => Err(ScopeError::NoDirectory { path, why: "it is not a directory" }),
+            Err(errno) => Err(ScopeError::Read { path, errno }),
+        }
     };
     paths.iter().map(open).collect()
 }
@@ -111,6 +127,8 @@ mod tests {
     #[test]
     fn a_directory_that_is_not_there_is_named() {
         let error = open(&["/nowhere/at/all".into()]).unwrap_err();
-        assert!(error.to_string().starts_with("/nowhere/at/all: "), "{error}");
+        assert_eq!(error.to_string(), "/nowhere/at/all: there is no such directory");
+        let error = open(&["/dev/null".into()]).unwrap_err();
+        assert_eq!(error.to_string(), "/dev/null: it is not a directory");
     }
 }

@@ -41,8 +41,9 @@ fn require_refusal() -> Result<(), Skip> {
 #[test]
 fn status_says_all_of_each_feature() {
     let output = vkernel(&["status", "--json"]);
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let events = events(&output);
+    let missing = events.iter().any(|event| event["type"] == "feature" && event["verdict"] != "enforced");
+    assert_eq!(output.status.code(), Some(i32::from(missing)), "{}", text(&output.stderr));
     let features: Vec<&str> = events.iter().filter_map(|event| event["feature"].as_str()).collect();
     assert_eq!(features, ["link-invert", "contexts", "ipv4root"]);
     for event in events.iter().filter(|event| event["type"] == "feature") {
@@ -61,6 +62,13 @@ fn a_wrong_command_line_is_told() {
         let output = vkernel(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", text(&output.stderr));
     }
+    let told = |args: &[&str]| text(&vkernel(args).stderr);
+    for args in [&["load", "--scope", "/nowhere"][..], &["scope", "add", "/nowhere"]] {
+        let told = told(args);
+        assert!(told.starts_with("vkernel: /nowhere: there is no such directory: name one"), "{told}");
+    }
+    assert!(told(&["load", "link"]).contains("[possible values: link-invert, contexts, ipv4root]"));
+    assert!(told(&["status", "--wait"]).contains("unexpected argument '--wait'"));
 }
 
 #[test]
@@ -80,6 +88,13 @@ fn without_a_bpf_file_system_the_cure_is_named() {
     let output = sandboxed("mount -t tmpfs none /sys/fs/bpf; exec \"$0\" load link-invert --scope /");
     assert_eq!(output.status.code(), Some(4), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("mount -t bpf bpf"), "{}", text(&output.stderr));
+    let output = sandboxed("mount -t tmpfs none /sys/fs/bpf; exec \"$0\" unload");
+    assert!(!text(&output.stderr).contains("vkernel load"), "{}", text(&output.stderr));
+    for mount in ["tmpfs", "bpf"] {
+        let output = sandboxed(&format!("mount -t {mount} none /sys/fs/bpf; exec \"$0\" scope list"));
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("link-invert is not loaded"), "{}", text(&output.stderr));
+    }
 }
 
 #[test]

@@ -70,7 +70,7 @@ pub enum BpfError {
         why: String,
     },
     /// Another build holds the pins.
-    #[error("another version of {object} is loaded ({found})")]
+    #[error("another version of {} is loaded ({found})", spoken(object))]
     OtherVersion {
         /// The object.
         object: &'static str,
@@ -84,13 +84,13 @@ pub enum BpfError {
         map: String,
     },
     /// Attached, and not answering.
-    #[error("{object} was attached, but does not answer; it was taken out again")]
+    #[error("{} was attached, but does not answer; it was taken out again", spoken(object))]
     Silent {
         /// The object.
         object: &'static str,
     },
     /// Nothing there to reload or unload.
-    #[error("{0} is not loaded")]
+    #[error("{} is not loaded", spoken(.0))]
     NotLoaded(&'static str),
     /// Somebody else is at it.
     #[error("another process is loading or unloading programs")]
@@ -110,6 +110,11 @@ pub enum BpfError {
     },
 }
 
+/// An object by the name of its feature, as options and reports have it.
+pub(crate) fn spoken(object: &str) -> String {
+    object.replace('_', "-")
+}
+
 impl BpfError {
     /// What the user can do about it.
     pub fn cure(&self) -> Option<&'static str> {
@@ -118,7 +123,7 @@ impl BpfError {
             Self::NoTypes(_) | Self::BadTypes(_) => {
                 "use a kernel with CONFIG_DEBUG_INFO_BTF=y, as Debian, Fedora, Ubuntu and RHEL build theirs"
             }
-            Self::NoBpffs(_) => "mount -t bpf bpf /sys/fs/bpf, then run vkernel load",
+            Self::NoBpffs(_) => "mount -t bpf bpf /sys/fs/bpf",
             Self::LockedDown { .. } => {
                 "boot without lockdown=confidentiality (lockdown=integrity does no harm)"
             }

@@ -25,6 +25,7 @@ pub mod scope;
 mod sys;
 
 pub use error::BpfError;
+pub(crate) use error::spoken;
 pub use host::Host;
 pub use load::{Loaded, load, reload, unload};
 pub use pins::{Pins, State};

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cli::{Exit, Out, PathText, Problem};
+use cli::{Exit, Many, Out, PathText, Problem};
 use kernel::Dir;
 use kernel::bpf::scope as kernel_scope;
 use kernel::bpf::{self, BpfError, Host, Object};
@@ -10,7 +10,7 @@ use kernel::features::{Feature, reliance};
 use runtime::stores::watched;
 use serde_json::json;
 
-use super::problem::{of_bpf, of_ioctl};
+use super::problem::{of_bpf, of_ioctl, of_unload};
 use super::{Load, Unload, open, scope_paths, stores_in};
 
 /// What came of each feature.
@@ -26,7 +26,9 @@ impl Tally {
         if self.done == 0 && self.failed.len() == 1 {
             return self.failed.pop().map_or(Ok(Exit::Bug), Err);
         }
-        out.summary(&json!({ verb: self.done }), || format!("{} {verb}", features(self.done)));
+        out.summary(&json!({ verb: self.done }), || {
+            format!("{} {verb}", Many(self.done, "feature", "features"))
+        });
         self.failed.iter().for_each(|problem| out.error(problem));
         Ok(match (self.done, self.failed.first()) {
             (_, None) => Exit::Done,
@@ -34,10 +36,6 @@ impl Tally {
             (_, Some(_)) => Exit::Partly,
         })
     }
-}
-
-fn features(count: u64) -> String {
-    if count == 1 { "1 feature".to_owned() } else { format!("{count} features") }
 }
 
 /// The features asked for that are built in.
@@ -92,15 +90,15 @@ fn show(out: &Out, feature: Feature, how: &str, loaded: &bpf::Loaded) {
         "left_out": loaded.left_out,
     });
     out.event("feature", &value, || {
-        let count = loaded.attached.len();
+        let programs = Many(loaded.attached.len() as u64, "program", "programs");
         let left = if loaded.left_out.is_empty() {
             String::new()
         } else {
             format!("; this kernel has no {}", loaded.left_out.join(", "))
         };
         match how {
-            "already" => format!("{}: already loaded, {count} programs", feature.name()),
-            _ => format!("{}: {how}, {count} programs{left}", feature.name()),
+            "already" => format!("{}: already loaded, {programs}", feature.name()),
+            _ => format!("{}: {how}, {programs}{left}", feature.name()),
         }
     });
 }
@@ -157,7 +155,7 @@ pub(crate) fn unload(out: &Out, host: &Host, unload: &Unload) -> Result<Exit, Pr
                 tally.done += 1;
             }
             Err(BpfError::NotLoaded(_)) if all => {}
-            Err(error) => tally.failed.push(of_bpf(&error)),
+            Err(error) => tally.failed.push(of_unload(&error)),
         }
     }
     tally.end(out, "unloaded")

@@ -7,7 +7,8 @@ mod status;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use cli::{CommonArgs, Example, Exit, Guests, Out, Problem, Program, run_main};
 use kernel::Dir;
 use kernel::bpf::Host;
@@ -37,6 +38,8 @@ struct Args {
 #[derive(Subcommand)]
 enum What {
     /// Show for each feature who gives it, what it leaves open and how to get the better one
+    ///
+    /// The exit status is 1 if a feature that was asked for is not enforced.
     Status(Features),
     /// Attach the eBPF programs
     ///
@@ -63,7 +66,7 @@ enum What {
 #[derive(ClapArgs)]
 struct Features {
     /// Only this feature [default: all]
-    #[arg(value_name = "FEATURE", value_parser = feature)]
+    #[arg(value_name = "FEATURE", value_parser = feature())]
     features: Vec<Feature>,
 }
 
@@ -72,7 +75,7 @@ struct Load {
     #[command(flatten)]
     which: Features,
     /// Have link-invert watch the file system of this directory (may be given several times)
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     scope: Vec<PathBuf>,
 }
 
@@ -92,13 +95,13 @@ enum Scope {
     /// Put the file systems of these directories into the scope
     Add {
         /// A directory on the file system
-        #[arg(value_name = "DIR", required = true)]
+        #[arg(value_name = "DIR", required = true, value_hint = ValueHint::DirPath)]
         dirs: Vec<PathBuf>,
     },
     /// Take the file systems of these directories out of the scope: tags mean nothing there from then on
     Remove {
         /// A directory on the file system
-        #[arg(value_name = "DIR", required = true)]
+        #[arg(value_name = "DIR", required = true, value_hint = ValueHint::DirPath)]
         dirs: Vec<PathBuf>,
         /// Even if a store there holds sealed objects
         #[arg(long)]
@@ -143,9 +146,9 @@ fn run(args: Args, out: &Out) -> Result<Exit, Problem> {
     }
 }
 
-fn feature(name: &str) -> Result<Feature, String> {
-    let names = Feature::ALL.map(Feature::name).join(", ");
-    Feature::from_name(name).ok_or_else(|| format!("one of {names}"))
+fn feature() -> impl TypedValueParser<Value = Feature> {
+    let names = PossibleValuesParser::new(Feature::ALL.map(Feature::name));
+    names.try_map(|name| Feature::from_name(&name).ok_or("not a feature"))
 }
 
 impl Features {

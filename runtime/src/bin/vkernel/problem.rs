@@ -5,7 +5,7 @@ use std::path::Path;
 use cli::{Exit, Problem};
 use kernel::Errno;
 use kernel::bpf::BpfError;
-use runtime::scope::ScopeError;
+use runtime::scope::{self, ScopeError};
 
 /// Nothing was changed, unless the programs of another feature were.
 pub(crate) fn of_bpf(error: &BpfError) -> Problem {
@@ -22,7 +22,21 @@ pub(crate) fn of_bpf(error: &BpfError) -> Problem {
 }
 
 pub(crate) fn of_scope(error: ScopeError) -> Problem {
-    Problem::new(error.to_string()).exit(Exit::Usage)
+    let problem = Problem::new(error.to_string()).exit(Exit::Usage);
+    match error {
+        ScopeError::NoDirectory { .. } => {
+            problem.cure(format!("name one on the file system to be watched, here or in {}", scope::CONFIG))
+        }
+        _ => problem,
+    }
+}
+
+/// Of programs that are to be taken out: that they are not there needs no cure.
+pub(crate) fn of_unload(error: &BpfError) -> Problem {
+    match error {
+        BpfError::NotLoaded(_) => Problem::new(error.to_string()).exit(Exit::Findings),
+        _ => of_bpf(error),
+    }
 }
 
 /// A file system could not be put into the scope or taken out.

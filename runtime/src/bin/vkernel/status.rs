@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 use std::os::fd::AsFd as _;
 
-use cli::{Exit, Out, PathText, Problem};
+use cli::{Exit, Many, Out, PathText, Problem};
 use kernel::bpf::scope::FileSystem;
-use kernel::bpf::{Host, Pins, Roots, State};
+use kernel::bpf::{BpfError, Host, Pins, Roots, State};
 use kernel::features::{Feature, Standing, survey};
 use kernel::{Dir, Errno, Verdict};
 use serde_json::json;
@@ -32,9 +32,9 @@ pub(crate) fn status(out: &Out, host: &Host, asked: &[Feature]) -> Result<Exit, 
         out.warn(&problem.cure("the next vkernel load, reload or unload clears it away"));
     }
     out.summary(&json!({ "enforced": had, "asked": asked.len() }), || {
-        format!("{had} of {} features enforced", asked.len())
+        format!("{had} of {} enforced", Many(asked.len() as u64, "feature", "features"))
     });
-    Ok(Exit::Done)
+    Ok(if had == asked.len() as u64 { Exit::Done } else { Exit::Findings })
 }
 
 /// Something on the file system that link-invert is wanted for, to ask about it.
@@ -99,7 +99,11 @@ fn show_roots(out: &Out, roots: &Roots) {
 }
 
 pub(crate) fn scope(out: &Out, host: &Host) -> Result<Exit, Problem> {
-    host.check().map_err(|error| of_bpf(&error))?;
+    let nothing_pinned = |error| match error {
+        BpfError::NoBpffs(_) => BpfError::NotLoaded(Feature::LinkInvert.name()),
+        other => other,
+    };
+    host.check().map_err(nothing_pinned).map_err(|error| of_bpf(&error))?;
     let all = kernel::bpf::scope::list(host).map_err(|error| of_bpf(&error))?;
     for one in &all {
         let (uuid, kind) = (uuid(one), kind(one.magic));
@@ -119,12 +123,10 @@ pub(crate) fn scope(out: &Out, host: &Host) -> Result<Exit, Problem> {
             format!("{} {how}", PathText::new(&path))
         });
     }
-    out.summary(&json!({ "file_systems": all.len() }), || format!("{} in the scope", count(all.len())));
+    out.summary(&json!({ "file_systems": all.len() }), || {
+        format!("{} in the scope", Many(all.len() as u64, "file system", "file systems"))
+    });
     Ok(Exit::Done)
-}
-
-fn count(systems: usize) -> String {
-    if systems == 1 { "1 file system".to_owned() } else { format!("{systems} file systems") }
 }
 
 /// A UUID as everybody writes it.
