@@ -3,7 +3,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 export PREFIX DESTDIR
 
-.PHONY: all demo test check bench kernel man install
+.PHONY: all demo test check bench kernel man install uninstall
 
 all:
 	@scripts/setup build
@@ -43,3 +43,8 @@ man:
 install:
 	@scripts/setup build
 	@scripts/install
+
+# Takes away what install puts there.
+uninstall:
+	@scripts/setup build
+	@scripts/install --uninstall
