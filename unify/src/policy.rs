@@ -231,9 +231,8 @@ fn parse(text: &str, file: &Path) -> Result<(OptionsTable, Vec<Rule>), Invalid> 
     if text.len() as u64 > BYTES {
         return Err((0, format!("longer than {BYTES} bytes; wildcards say more with less")));
     }
-    let parsed: PolicyFile = toml::from_str(text).map_err(|error| {
-        (error.span().map_or(0, |span| span.start), error.message().trim_end().replace('\n', "; "))
-    })?;
+    let parsed: PolicyFile = toml::from_str(text)
+        .map_err(|error| (error.span().map_or(0, |span| span.start), plainly(error.message())))?;
     if *parsed.version.get_ref() != 1 {
         let what =
             "this program reads policies of `version = 1`; update it, or write the policy for version 1";
@@ -250,6 +249,20 @@ fn parse(text: &str, file: &Path) -> Result<(OptionsTable, Vec<Rule>), Invalid> 
     let rules = parsed.rules.into_iter().enumerate();
     let rules = rules.map(|(at, rule)| compile(rule, at + 1, &file)).collect::<Result<_, _>>()?;
     Ok((parsed.options, rules))
+}
+
+/// The parser's message, with what to write instead of the names of its types.
+fn plainly(message: &str) -> String {
+    let cures = [
+        ("missing field `version`", "missing field `version`; write version = 1 in the first line"),
+        ("missing field `share`", "missing field `share`; write share = true or share = false"),
+        ("missing field `paths`", "missing field `paths`; write paths = [\"/some/dir/**\"]"),
+        ("expected u64", "expected a whole number, such as 4096, without quotes"),
+        ("expected a boolean", "expected true or false, without quotes"),
+        ("expected a sequence", "expected a list, such as [\"/some/dir/**\"], and [[rule]] for a rule"),
+    ];
+    let message = message.trim_end().replace('\n', "; ");
+    cures.iter().fold(message, |message, (said, meant)| message.replace(said, meant))
 }
 
 fn compile(rule: Spanned<RuleTable>, number: usize, file: &Arc<Path>) -> Result<Rule, Invalid> {
@@ -321,7 +334,13 @@ mod tests {
             assert!(message.starts_with(&format!("/etc/vservers/unify.toml:{start}")), "{message}");
             assert!(!message.contains('\n'), "{message}");
         };
-        starts("", "1: missing field `version`");
+        starts("", "1: missing field `version`; write version = 1");
+        starts("version = \"1\"", "1: invalid type: string \"1\", expected a whole number");
+        starts("version = 1\n[[rule]]\nshare = true", "2: missing field `paths`; write paths = [");
+        starts("version = 1\n[[rule]]\npaths = [\"/x\"]", "2: missing field `share`; write share = true");
+        let rule = "version = 1\n[[rule]]\nshare = false\npaths = \"/x\"";
+        starts(rule, "4: invalid type: string \"/x\", expected a list, such as [\"/some/dir/**\"]");
+        starts("version = 1\n[rule]\nshare = false", "2: invalid type: map, expected a list");
         starts("version = 2", "1: this program reads policies of `version = 1`; update it");
         starts("version = 1\n\n[option]\n", "3: unknown field `option`, expected one of");
         starts(
@@ -341,6 +360,22 @@ mod tests {
             "version = 1\n[[rule]]\npaths = [\"/x\"]\nshare = false\nconfig = true",
             "2: config = true belongs",
         );
+    }
+
+    /// The parser lists the keys it knows, those of each table in turn.
+    #[test]
+    fn the_man_page_has_each_key() {
+        let page = include_str!("../../packaging/vservers-policy.5").replace("\\-", "-");
+        for table in ["", "[options]", "[[rule]]"] {
+            let unknown = error(&format!("version = 1\n{table}\nx = 1"));
+            let keys: Vec<&str> = unknown.split('`').skip(3).step_by(2).collect();
+            assert!(keys.len() > 2, "{unknown}");
+            for key in keys {
+                assert!(page.contains(key), "{key}");
+            }
+        }
+        let example = page.split_once(".SH EXAMPLE\n.nf\n").unwrap().1.split_once(".fi").unwrap().0;
+        Policy::default().add(example, Path::new("unify.toml")).unwrap();
     }
 
     #[test]
