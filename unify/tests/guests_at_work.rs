@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, UNIX_EPOCH};
 
-use common::{REAL, World};
+use common::{REAL, World, alone};
 use fixtures::faulty::{Call, Fault, Faulty, Op, Script, When};
 use fixtures::{LoopFs, Manifest, need, require_command};
 use store::journal::RunEnd;
@@ -37,6 +37,7 @@ sys.stdin.read()
 #[test]
 fn write_leases_make_files_busy_and_nobody_waits() {
     const NAME: &str = "write_leases_make_files_busy_and_nobody_waits";
+    let _alone = alone();
     need!(NAME, require_command("python3"));
     let place = tempfile::tempdir().unwrap();
     let world = world(place.path(), 2);
@@ -66,6 +67,7 @@ const OLD: i64 = 1_000_000_000;
 
 #[test]
 fn what_is_given_back_in_one_directory_sets_no_others_time_back() {
+    let _alone = alone();
     let place = tempfile::tempdir().unwrap();
     let world = world(place.path(), 2);
     drop(world.open(&REAL).unwrap());
@@ -89,6 +91,7 @@ fn what_is_given_back_in_one_directory_sets_no_others_time_back() {
 fn a_name_that_came_before_any_moved_is_not_forgotten() {
     const TWO: &str = "d usr/bin 755 @1000000000\nd usr/lib 755 @1000000000\n\
                        f usr/bin/tool 755 @1000000000.5 *16384:1\nh usr/lib/tool usr/bin/tool\n";
+    let _alone = alone();
     let place = tempfile::tempdir().unwrap();
     let world = World::new(place.path(), &vec![Manifest::parse(TWO).unwrap(); 2]);
     drop(world.open(&REAL).unwrap());
@@ -103,6 +106,7 @@ fn a_name_that_came_before_any_moved_is_not_forgotten() {
 #[test]
 fn a_directory_that_is_made_unchangeable_stops_no_run() {
     const NAME: &str = "a_directory_that_is_made_unchangeable_stops_no_run";
+    let _alone = alone();
     let disk = need!(NAME, LoopFs::ext4(64 << 20));
     let world = world(disk.path(), 2);
     drop(world.open(&REAL).unwrap());

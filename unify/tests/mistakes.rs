@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::REAL;
+use common::{REAL, alone};
 use fixtures::{Compare, LoopFs, Manifest, need, require_command, require_root};
 use host::{GUEST, Host, Ran, changes};
 use kernel::Real;
@@ -41,6 +41,7 @@ fn chattr(how: &str, path: &Path) {
 #[test]
 fn who_may_not_seal_begins_nothing() {
     const NAME: &str = "who_may_not_seal_begins_nothing";
+    let _alone = alone();
     need!(NAME, require_root());
     need!(NAME, require_command("setpriv"));
     let own = need!(NAME, LoopFs::ext4(64 << 20));
@@ -64,6 +65,7 @@ fn who_may_not_seal_begins_nothing() {
 #[test]
 fn a_store_that_is_immutable_says_so() {
     const NAME: &str = "a_store_that_is_immutable_says_so";
+    let _alone = alone();
     let own = need!(NAME, LoopFs::ext4(64 << 20));
     let host = Host::at(own.path(), &[GUEST, GUEST, GUEST]);
     host.run(&["--immutable", "g0", "g1"]).expect(0);
@@ -75,6 +77,7 @@ fn a_store_that_is_immutable_says_so() {
 
 #[test]
 fn a_dry_run_tells_that_the_run_would_be_refused() {
+    let _alone = alone();
     let host = Host::new();
     let ran = host.run(&["--dry-run", "g0", "g1"]);
     ran.expect(0);
@@ -90,6 +93,7 @@ fn a_dry_run_tells_that_the_run_would_be_refused() {
 
 #[test]
 fn a_policy_that_was_named_is_there() {
+    let _alone = alone();
     let host = Host::new();
     let file = host.policy.join("unify.toml");
     symlink("nowhere", &file).unwrap();
@@ -106,6 +110,7 @@ fn a_policy_that_was_named_is_there() {
 
 #[test]
 fn the_guest_of_a_path_is_the_one_that_has_a_store() {
+    let _alone = alone();
     let place = tempfile::tempdir().unwrap();
     std::fs::create_dir(place.path().join("bin")).unwrap();
     let host = Host::at(place.path(), &[GUEST, GUEST]);
@@ -119,6 +124,7 @@ fn the_guest_of_a_path_is_the_one_that_has_a_store() {
 
 #[test]
 fn an_undo_of_another_guests_path_is_refused() {
+    let _alone = alone();
     let host = Host::new();
     host.unify();
     let path = host.guest(1).join("usr").display().to_string();
@@ -127,12 +133,14 @@ fn an_undo_of_another_guests_path_is_refused() {
 
 #[test]
 fn the_hosts_root_is_no_guest() {
+    let _alone = alone();
     let host = Host::new();
     host.refuses(&["--noflags", "/", "g0"], 2, &["/ is the host's own root"]);
 }
 
 #[test]
 fn a_store_on_another_file_system_is_told_apart() {
+    let _alone = alone();
     let host = Host::new();
     let other = need!("a_store_on_another_file_system_is_told_apart", LoopFs::ext4(16 << 20));
     let beside = tempfile::tempdir_in(host.base().parent().unwrap()).unwrap();
@@ -151,6 +159,7 @@ fn a_store_on_another_file_system_is_told_apart() {
 
 #[test]
 fn all_leaves_out_what_is_elsewhere() {
+    let _alone = alone();
     let host = Host::with(&[GUEST, GUEST, GUEST]);
     let other = need!("all_leaves_out_what_is_elsewhere", LoopFs::ext4(16 << 20));
     Manifest::parse(GUEST).unwrap().write(&other.path().join("far")).unwrap();
@@ -166,6 +175,7 @@ fn all_leaves_out_what_is_elsewhere() {
 
 #[test]
 fn a_store_that_is_none_changes_nothing() {
+    let _alone = alone();
     let host = Host::new();
     let store = host.world.store_path();
     std::fs::write(&store, "").unwrap();
@@ -185,6 +195,7 @@ fn a_store_that_is_none_changes_nothing() {
 #[test]
 fn a_store_that_may_not_be_seen_is_not_said_to_be_missing() {
     const NAME: &str = "a_store_that_may_not_be_seen_is_not_said_to_be_missing";
+    let _alone = alone();
     need!(NAME, require_root());
     need!(NAME, require_command("setpriv"));
     let host = Host::new();
@@ -199,6 +210,7 @@ fn a_store_that_may_not_be_seen_is_not_said_to_be_missing() {
 
 #[test]
 fn guests_that_are_gone_are_forgotten() {
+    let _alone = alone();
     let host = Host::with(&[GUEST, GUEST, GUEST]);
     host.run(&["--noflags", "--all"]).expect(0);
     let known = || {
@@ -219,6 +231,7 @@ fn guests_that_are_gone_are_forgotten() {
 #[test]
 fn an_explanation_is_what_the_run_does() {
     const NAME: &str = "an_explanation_is_what_the_run_does";
+    let _alone = alone();
     let own = need!(NAME, LoopFs::ext4(64 << 20));
     let host = Host::at(own.path(), &[GUEST, GUEST]);
     for guest in 0..2 {
@@ -240,6 +253,7 @@ fn an_explanation_is_what_the_run_does() {
 
 #[test]
 fn an_undo_that_leaves_a_file_shared_says_so_once() {
+    let _alone = alone();
     let host = Host::new();
     host.unify();
     let before = host.world.snapshots();
@@ -269,6 +283,7 @@ impl Observer for Impatient {
 
 #[test]
 fn a_dry_run_that_is_interrupted_tells_nothing_false() {
+    let _alone = alone();
     let host = Host::new();
     let (store, _) = host.world.open(&REAL).unwrap();
     let impatient = Impatient(AtomicBool::new(false));
@@ -284,6 +299,7 @@ fn a_dry_run_that_is_interrupted_tells_nothing_false() {
 
 #[test]
 fn a_package_database_that_is_not_read_is_told_once() {
+    let _alone = alone();
     let host = Host::new();
     for (guest, content) in [(0, &b"no stanza\n"[..]), (1, b"\xff\0\xfe")] {
         std::fs::write(host.guest(guest).join("var/lib/dpkg/status"), content).unwrap();

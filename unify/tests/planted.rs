@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use common::{REAL, World};
+use common::{REAL, World, alone};
 use fixtures::faulty::{Fault, Faulty, Op, Script};
 use fixtures::{LoopFs, Manifest, need, require_command};
 use kernel::{Errno, Real, Seal};
@@ -80,6 +80,7 @@ fn stamps(path: &Path) -> (i64, i64, i64, i64) {
 #[test]
 fn extents_that_are_exchanged_after_reading_reach_nobody() {
     const NAME: &str = "extents_that_are_exchanged_after_reading_reach_nobody";
+    let _alone = alone();
     need!(NAME, require_command("xfs_io"));
     let mut disk = need!(NAME, LoopFs::xfs(320 << 20));
     let mut world = world(disk.path(), &[HIS, FILE]);
@@ -112,6 +113,7 @@ fcntl.ioctl(poison, 0xC028660F, struct.pack("IIQQQQ", 0, tool, 0, 0, 4, 0))
 #[test]
 fn what_memory_holds_and_the_disk_does_not_reaches_nobody() {
     const NAME: &str = "what_memory_holds_and_the_disk_does_not_reaches_nobody";
+    let _alone = alone();
     need!(NAME, require_command("python3"));
     let mut disk = need!(NAME, LoopFs::ext4(64 << 20));
     let mut world = world(disk.path(), &[HIS, FILE]);
@@ -128,6 +130,7 @@ fn what_memory_holds_and_the_disk_does_not_reaches_nobody() {
 
 #[test]
 fn an_admission_that_is_written_before_recovery_takes_nobody_along() {
+    let _alone = alone();
     let place = tempfile::tempdir().unwrap();
     let world = world(place.path(), &[HIS, FILE, FILE]);
     let path = |guest: usize| world.guests[guest].join("usr/bin/tool");
@@ -151,6 +154,7 @@ fn an_admission_that_is_written_before_recovery_takes_nobody_along() {
 
 #[test]
 fn an_object_that_was_changed_gets_no_new_names() {
+    let _alone = alone();
     for change in ["mode", "content"] {
         let place = tempfile::tempdir().unwrap();
         let mut world = world(place.path(), &[FILE, FILE, FILE, FILE]);
@@ -179,6 +183,7 @@ fn an_object_that_was_changed_gets_no_new_names() {
 #[test]
 fn a_copy_that_its_guest_has_written_keeps_all_its_names() {
     const TWO: &str = "f usr/bin/tool 755 @1000000000.5 *16384:1\nh usr/lib/tool usr/bin/tool\n";
+    let _alone = alone();
     let place = tempfile::tempdir().unwrap();
     let world = world(place.path(), &[TWO, TWO]);
     world.unify(&REAL).unwrap();

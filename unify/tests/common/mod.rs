@@ -121,3 +121,10 @@ impl World {
 
 /// One place for the real door.
 pub const REAL: Real = Real;
+
+/// For tests in one process that write files, and some of which start programs: a child that another test is
+/// starting has our descriptors until it has become its program, and keeps what we write busy.
+pub fn alone() -> std::sync::MutexGuard<'static, ()> {
+    static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
