@@ -112,7 +112,7 @@ impl Host {
     /// Runs the command on all guests; its summary.
     fn vunify(&self, options: &[&str]) -> Value {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vunify"));
-        command.args(["--json", "--policy", "/nonexistent"]).args(options);
+        command.args(["--json", "--policy"]).arg(&self.base).args(options); // there is no policy
         let output = run(command.args(NAMES.map(|name| self.guest(name))));
         let text = String::from_utf8(output.stdout).unwrap();
         let summary: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();

@@ -345,7 +345,7 @@ fn controls(setting: &Setting) -> Result<(), String> {
     let [a, b] = guests_on(setting, &disk)?;
     let before = Snapshot::take(&b).map_err(text)?;
     let vunify =
-        |option| succeed(Command::new(VUNIFY).args([option, "--policy", "/nonexistent"]).args([&a, &b]));
+        |option| succeed(Command::new(VUNIFY).args([option, "--policy"]).arg(disk.path()).args([&a, &b]));
     vunify("--immutable")?;
     match setting.upgrade(SOME, &a) {
         Err(why) if why.contains("Operation not permitted") || why.contains("Error unpacking") => {}
