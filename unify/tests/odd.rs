@@ -302,7 +302,9 @@ impl Drop for Mounted {
 fn what_is_mounted_in_a_guest_is_neither_crossed_nor_mistaken() {
     fixtures::need!("what_is_mounted_in_a_guest_is_neither_crossed_nor_mistaken", require_root());
     let guest = "f usr/share/a *5000:1\nf usr/b *5000:2\nf usr/c *5000:3\n";
-    let (_place, world) = world(&[guest, guest]);
+    // Its inode has more names, so that the other guest's is the one to be replaced.
+    let first = format!("{guest}h usr/d usr/b\n");
+    let (_place, world) = world(&[&first, guest]);
     let (share, file) = (world.guests[1].join("usr/share"), world.guests[1].join("usr/b"));
     let tmpfs = Mounted::new(&["-t", "tmpfs", "tmpfs"].map(OsStr::new), &share);
     Manifest::parse("f a *5000:1\nf inner *5000:3\n").unwrap().write(&share).unwrap();
