@@ -94,6 +94,18 @@ pub trait Protection: Sync {
     fn unseal(&self, file: &File, seal: Seal) -> Result<()>;
 }
 
+/// Takes off whatever seal is on.
+pub fn lift_seals(door: &dyn Protection, file: &File) -> Result<()> {
+    for seal in [Seal::Patch, Seal::Bpf, Seal::Immutable] {
+        match seal.is_on(file) {
+            Ok(true) => door.unseal(file, seal)?,
+            Ok(false) | Err(Errno::NOTTY | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
 /// Puts the seal on: all its flags in one call, so that no crash leaves half of it.
 pub(crate) fn seal(file: &File, seal: Seal) -> Result<()> {
     match (seal, seal.flags()) {

@@ -1,6 +1,6 @@
 //! Taking away objects that no guest links to any more.
 
-use kernel::{At, Errno, File, Fs, Seal};
+use kernel::{At, Errno, Fs, Seal, lift_seals};
 
 use crate::{Error, ObjectName, Result, Store};
 
@@ -67,7 +67,7 @@ fn remove(fs: &dyn Fs, store: &Store, name: ObjectName) -> Result<Option<u64>> {
                 return Ok(None);
             }
             let left = store.quarantine().open_file(aside.name).map_err(failed("open"))?;
-            lift(fs, &left).and_then(|()| fs.unlink(aside)).map_err(failed("remove"))?;
+            lift_seals(fs, &left).and_then(|()| fs.unlink(aside)).map_err(failed("remove"))?;
             fs.rename_new(from, aside).map_err(failed("move"))?;
         }
         other => other.map_err(failed("move"))?,
@@ -81,15 +81,7 @@ fn remove(fs: &dyn Fs, store: &Store, name: ObjectName) -> Result<Option<u64>> {
         return Ok(None);
     }
     // Whoever has it open may link it in this very moment: it is then no object, and not sealed either.
-    lift(fs, &file).map_err(failed("unseal"))?;
+    lift_seals(fs, &file).map_err(failed("unseal"))?;
     fs.unlink(aside).map_err(failed("remove"))?;
     Ok(Some(stat.allocated()))
-}
-
-fn lift(fs: &dyn Fs, file: &File) -> kernel::Result<()> {
-    let seals = [Seal::Patch, Seal::Bpf, Seal::Immutable];
-    seals
-        .into_iter()
-        .filter(|seal| seal.is_on(file).unwrap_or(false))
-        .try_for_each(|seal| fs.unseal(file, seal))
 }

@@ -6,11 +6,11 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
-use kernel::{At, Dir, Errno, File, Leased, Metadata, Seal, Stat, Time};
+use kernel::{At, Dir, Errno, File, Leased, Metadata, Seal, Stat, Time, lift_seals};
 use store::journal::{Action, Batch, DirRef, Journal, NameRef, Run, RunEnd, Settled, Verb};
 use store::{ObjectName, Store};
 
-use crate::apply::{Parking, Swap, fasten, keep_aside, lift_seals, restore_time, swap};
+use crate::apply::{Parking, Swap, fasten, keep_aside, restore_time, swap};
 use crate::hash::identify;
 use crate::notes::{Skip, Surroundings};
 use crate::walk::{TICK_NANOS, to_path};

@@ -15,10 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use common::{REAL, alone};
 use fixtures::{Compare, LoopFs, Manifest, need, require_command, require_root};
 use host::{GUEST, Host, Ran, changes};
-use kernel::Real;
 use store::IdentityPolicy;
 use store::index::Index;
-use unify::{Error, Judge, Observer, Session, Surroundings};
+use unify::{Error, Observer};
 
 /// Runs a command as root without some capabilities.
 fn without<A: AsRef<OsStr>>(capabilities: &str, host: &Host, arguments: &[A]) -> Ran {
@@ -285,15 +284,10 @@ impl Observer for Impatient {
 fn a_dry_run_that_is_interrupted_tells_nothing_false() {
     let _alone = alone();
     let host = Host::new();
-    let (store, _) = host.world.open(&REAL).unwrap();
     let impatient = Impatient(AtomicBool::new(false));
-    let around = Surroundings { fs: &Real, observer: &impatient, stop: &impatient.0 };
-    let session = Session::open(&around, store.place(), &host.world.guests, |guest| {
-        let root = guest.root.reopen().map_err(store::Error::at("open", &guest.path))?;
-        Ok(Judge::new(root, std::sync::Arc::default()))
-    })
-    .unwrap();
-    let ended = session.preview(Some(&store), IdentityPolicy::Full, |_| {});
+    let ended = host.world.with_observer(&REAL, &impatient, &impatient.0, |session, store, _| {
+        session.preview(Some(store), IdentityPolicy::Full, |_| {})
+    });
     assert!(matches!(ended, Err(Error::Interrupted)), "{ended:?}");
 }
 

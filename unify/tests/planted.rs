@@ -8,14 +8,15 @@ use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use common::{REAL, World, alone};
 use fixtures::faulty::{Fault, Faulty, Op, Script};
 use fixtures::{LoopFs, Manifest, need, require_command};
-use kernel::{Errno, Real, Seal};
-use unify::{Judge, Observer, Session, Surroundings};
+use kernel::{Errno, Fs as _, Seal};
+use store::Store;
+use store::journal::Journal;
+use unify::{Observer, Session};
 
 /// The first guest's file has two names, so that its inode is the one that is admitted.
 const FILE: &str = "f usr/bin/tool 755 @1000000000.5 *16384:1\n";
@@ -25,19 +26,8 @@ const HIS: &str = "f usr/bin/tool 755 @1000000000.5 *16384:1\nh usr/bin/other us
 fn world(place: &Path, guests: &[&str]) -> World {
     let manifests: Vec<Manifest> = guests.iter().map(|text| Manifest::parse(text).unwrap()).collect();
     let world = World::new(place, &manifests);
-    Real.sync_all(place);
+    REAL.sync(&kernel::Dir::open_host(place).unwrap()).unwrap();
     world
-}
-
-trait SyncAll {
-    fn sync_all(&self, place: &Path);
-}
-
-impl SyncAll for Real {
-    fn sync_all(&self, place: &Path) {
-        let dir = kernel::Dir::open_host(place).unwrap();
-        kernel::Fs::sync(self, &dir).unwrap();
-    }
 }
 
 fn succeed(command: &mut Command) {
@@ -60,16 +50,10 @@ impl Observer for Between<'_> {
 
 fn unify_around(world: &World, between: impl Fn() + Sync) {
     let observer = Between(Box::new(between));
-    let stop = AtomicBool::new(false);
-    let around = Surroundings { fs: &REAL, observer: &observer, stop: &stop };
-    let (store, mut journal) = world.open(&REAL).unwrap();
-    let policy = Arc::new(world.policy.clone());
-    let session = Session::open(&around, store.place(), &world.guests, |guest| {
-        let root = guest.root.reopen().map_err(store::Error::at("open", &guest.path))?;
-        Ok(Judge::new(root, Arc::clone(&policy)))
-    })
-    .unwrap();
-    session.unify(&store, &mut journal, world.seal, "test").unwrap();
+    let unify = |session: Session<'_>, store: &Store, journal: &mut Journal| {
+        session.unify(store, journal, world.seal, "test")
+    };
+    world.with_observer(&REAL, &observer, &AtomicBool::new(false), unify).unwrap();
 }
 
 fn stamps(path: &Path) -> (i64, i64, i64, i64) {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use kernel::{At, Dir, Errno, File, Fs, Leased, Metadata, Seal, Stat, Xattrs};
+use kernel::{At, Dir, Errno, File, Fs, Leased, Metadata, Stat, Xattrs, lift_seals};
 use rayon::prelude::*;
 use store::identity::class;
 use store::journal::{Action, Settled, Verb};
@@ -544,16 +544,4 @@ pub(crate) fn keep_aside(fs: &dyn Fs, store: &Store, parked: At<'_>) -> kernel::
         }
     }
     Err(Errno::EXIST)
-}
-
-/// Takes off whatever seal is on.
-pub(crate) fn lift_seals(fs: &dyn Fs, file: &File) -> kernel::Result<()> {
-    for seal in [Seal::Patch, Seal::Bpf, Seal::Immutable] {
-        match seal.is_on(file) {
-            Ok(true) => fs.unseal(file, seal)?,
-            Ok(false) | Err(Errno::NOTTY | Errno::OPNOTSUPP) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(())
 }

@@ -11,7 +11,7 @@ use kernel::{Fs, Real, Seal};
 use store::journal::Journal;
 use store::{Access, IdentityPolicy, STORE_NAME, Store};
 use unify::policy::Policy;
-use unify::{Judge, Recovered, Report, Result, Scope, Session, Silent, Surroundings};
+use unify::{Judge, Observer, Recovered, Report, Result, Scope, Session, Silent, Surroundings};
 
 /// Guests side by side, with their store.
 pub struct World {
@@ -81,8 +81,17 @@ impl World {
         fs: &dyn Fs,
         act: impl FnOnce(Session<'_>, &Store, &mut Journal) -> Result<T>,
     ) -> Result<T> {
-        let stop = AtomicBool::new(false);
-        let around = Surroundings { fs, observer: &Silent, stop: &stop };
+        self.with_observer(fs, &Silent, &AtomicBool::new(false), act)
+    }
+
+    pub fn with_observer<T>(
+        &self,
+        fs: &dyn Fs,
+        observer: &dyn Observer,
+        stop: &AtomicBool,
+        act: impl FnOnce(Session<'_>, &Store, &mut Journal) -> Result<T>,
+    ) -> Result<T> {
+        let around = Surroundings { fs, observer, stop };
         let (store, mut journal) = self.open(fs)?;
         unify::recover(&around, &store, &mut journal)?;
         let policy = Arc::new(self.policy.clone());
