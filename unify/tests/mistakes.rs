@@ -88,6 +88,26 @@ fn a_dry_run_tells_that_the_run_would_be_refused() {
     assert_eq!(ran.expect(0).err, "");
 }
 
+#[test]
+fn many_files_that_fail_alike_are_told_once() {
+    const NAME: &str = "many_files_that_fail_alike_are_told_once";
+    let _alone = alone();
+    need!(NAME, require_root());
+    need!(NAME, require_command("setpriv"));
+    let files = |n: u64| format!("f usr/{n} 000 @1000000000.5 *{}:7\n", 5000 + n);
+    let guest = format!("d usr 755\n{}", (0..25).map(files).collect::<String>());
+    let host = Host::with(&[&guest, &guest]);
+    let told = |more: &[&str]| {
+        let arguments = [&["--noflags", "--dry-run"], more, &["g0", "g1"]].concat();
+        let ran = without("-dac_override,-dac_read_search", &host, &arguments);
+        ran.expect(3);
+        [&ran.out, &ran.err].map(|text| text.matches("/usr/").count()).iter().sum::<usize>()
+    };
+    assert_eq!((told(&[]), told(&["--verbose"])), (10, 50));
+    let ran = without("-dac_override,-dac_read_search", &host, &["--noflags", "--dry-run", "g0", "g1"]);
+    assert!(ran.err.contains("40 more left alone for the same reasons"), "{}", ran.err);
+}
+
 // ---- policies ----
 
 #[test]

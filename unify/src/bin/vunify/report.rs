@@ -1,6 +1,6 @@
 //! Telling what is planned, what was done, and what was left alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -12,6 +12,9 @@ use store::journal::{Action, Batch, RunEnd, Verb};
 use unify::{Explanation, Report, Shareable, Skip, Skipped, State};
 
 use crate::{Args, Setting, usual_store};
+
+/// Files that failed in the same way and are named without being asked for.
+const ALIKE: u64 = 10;
 
 impl Setting<'_> {
     pub(crate) fn show(&self, batch: &Batch, action: &Action) {
@@ -55,9 +58,7 @@ impl Setting<'_> {
     }
 
     pub(crate) fn report(&self, report: &Report, seal: Option<Seal>) -> Exit {
-        for skipped in &report.skipped_files {
-            self.tell_skipped(skipped);
-        }
+        self.tell_all_skipped(report);
         for (guest, warning) in &report.warnings {
             let path =
                 self.located.path().with_file_name("").join(guest).join(OsStr::from_bytes(&warning.path));
@@ -91,6 +92,27 @@ impl Setting<'_> {
         self.out.event("explanation", &explained(answer), text);
     }
 
+    /// Of many that failed in the same way, as all do for want of a privilege, the first speak for the rest.
+    fn tell_all_skipped(&self, report: &Report) {
+        let mut told: HashMap<Skip, u64> = HashMap::new();
+        for skipped in &report.skipped_files {
+            let count = told.entry(skipped.why).or_default();
+            if !skipped.why.is_failure() || *count < ALIKE || self.args.common.json {
+                *count += 1;
+                self.tell_skipped(skipped);
+            } else {
+                self.tell_quietly(skipped);
+            }
+        }
+        let failures = |(why, count): (&Skip, &u64)| why.is_failure().then_some(*count);
+        let told: u64 = told.iter().filter_map(failures).sum();
+        let more = report.skipped.get("failed").copied().unwrap_or(0).saturating_sub(told);
+        if more > 0 && !self.args.common.verbose && !self.args.common.debug {
+            let problem = Problem::new(format!("{} more left alone for the same reasons", Count(more)));
+            self.out.warn(&problem.cure("--verbose names them"));
+        }
+    }
+
     /// A failure is a warning; what a live guest does to its own files is told to those who ask for more.
     fn tell_skipped(&self, skipped: &Skipped) {
         let path = self.located.path().with_file_name("").join(&skipped.guest).join(&skipped.path);
@@ -101,6 +123,11 @@ impl Setting<'_> {
             let problem = Problem::new(format!("left alone: {}", skipped.why)).at(&path);
             return self.out.warn(&problem.cure("chattr -A or -S it, unless it is meant to be unchangeable"));
         }
+        self.tell_quietly(skipped);
+    }
+
+    fn tell_quietly(&self, skipped: &Skipped) {
+        let path = self.located.path().with_file_name("").join(&skipped.guest).join(&skipped.path);
         let event = SkippedEvent { path: PathText::new(&path), reason: skipped.why.name() };
         self.out.detail("skipped", &event, || format!("left alone: {}: {}", event.path, skipped.why));
     }
