@@ -5,6 +5,8 @@
 #include <fcntl.h>
 #include <linux/if_packet.h>
 #include <linux/inet_diag.h>
+#include <linux/netlink_diag.h>
+#include <linux/packet_diag.h>
 #include <linux/rtnetlink.h>
 #include <linux/sock_diag.h>
 #include <linux/unix_diag.h>
@@ -29,6 +31,11 @@
 #define OTHER "10.0.0.1"
 #define BROADCAST "10.0.0.255"
 #define GROUP "239.1.2.3"
+/* Of netlink sockets; that no process has by chance. */
+#define OUTSIDE_PORT 1985229328u
+#define OUTSIDE_PORT_TEXT " 1985229328 "
+#define OWN_PORT 1985229329u
+#define OWN_PORT_TEXT " 1985229329 "
 
 /* Of the sockets that are made: 0 is what belongs to their type. */
 static int protocol;
@@ -166,6 +173,7 @@ static int lines_with(const char *path, const char *text)
 }
 
 static int outside_tcp, outside_udp, outside_group;
+static unsigned own_interface, other_interface;
 
 static void tcp(const char *what, int port)
 {
@@ -375,8 +383,25 @@ static int link_dump(const char *name)
 	return found;
 }
 
-/* How many messages about sockets sock_diag answers with, but for errors; those of Unix by their name. */
-static int diag(const void *request, size_t length, const char *name)
+/* What is said of an interface that is asked for by its number: 0, or an error's. */
+static int link_by_number(unsigned number)
+{
+	struct { struct nlmsghdr header; struct ifinfomsg info; } request = {
+		.header = { sizeof(request), RTM_GETLINK, NLM_F_REQUEST, 1, 0 },
+		.info = { .ifi_index = (int)number },
+	};
+	char answer[32768];
+	struct nlmsghdr *header = (void *)answer;
+	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE), error = -1;
+
+	if (send(fd, &request, sizeof(request), 0) > 0 && recv(fd, answer, sizeof(answer), 0) > 0)
+		error = header->nlmsg_type == NLMSG_ERROR ? -((struct nlmsgerr *)NLMSG_DATA(header))->error : 0;
+	close(fd);
+	return error;
+}
+
+/* How many messages about sockets sock_diag answers with, but for errors; only those with these bytes, if any. */
+static int diag(const void *request, size_t length, const void *part, size_t part_length)
 {
 	char answer[32768];
 	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG), found = 0;
@@ -392,7 +417,7 @@ static int diag(const void *request, size_t length, const char *name)
 				close(fd);
 				return found;
 			}
-			found += !name || memmem(header, header->nlmsg_len, name, strlen(name));
+			found += !part || memmem(header, header->nlmsg_len, part, part_length);
 			if (!(header->nlmsg_flags & NLM_F_MULTI)) {
 				close(fd);
 				return found;
@@ -427,7 +452,7 @@ static int inet_diag(int type, const char *address, int port)
 	} else {
 		request.header.nlmsg_flags |= NLM_F_DUMP;
 	}
-	return diag(&request, sizeof(request), NULL);
+	return diag(&request, sizeof(request), NULL, 0);
 }
 
 static int unix_diag(const char *name)
@@ -437,7 +462,38 @@ static int unix_diag(const char *name)
 		.socket = { .sdiag_family = AF_UNIX, .udiag_states = -1U, .udiag_show = UDIAG_SHOW_NAME },
 	};
 
-	return diag(&request, sizeof(request), name);
+	return diag(&request, sizeof(request), name, strlen(name));
+}
+
+static int netlink_diag(uint32_t port)
+{
+	struct { struct nlmsghdr header; struct netlink_diag_req socket; } request = {
+		.header = { sizeof(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 1, 0 },
+		.socket = { .sdiag_family = AF_NETLINK, .sdiag_protocol = NDIAG_PROTO_ALL },
+	};
+
+	return diag(&request, sizeof(request), &port, sizeof(port));
+}
+
+static int packet_diag(void)
+{
+	struct { struct nlmsghdr header; struct packet_diag_req socket; } request = {
+		.header = { sizeof(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 1, 0 },
+		.socket = { .sdiag_family = AF_PACKET },
+	};
+
+	return diag(&request, sizeof(request), NULL, 0);
+}
+
+/* A netlink socket with a port. */
+static int netlink(uint32_t port)
+{
+	struct sockaddr_nl name = { .nl_family = AF_NETLINK, .nl_pid = port };
+	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+
+	if (bind(fd, (void *)&name, sizeof(name)))
+		check(0, "bind a netlink socket");
+	return fd;
 }
 
 /* What sock_diag says of the sockets outside: to those who are there, and to those who are not. */
@@ -448,13 +504,20 @@ static void diagnosed(const char *who, int sees)
 	check(inet_diag(IPPROTO_UDP, NULL, 9000) == sees, "sock_diag: %s, UDP in a dump", who);
 	check(inet_diag(IPPROTO_UDP, OTHER, 9000) == sees, "sock_diag: %s, UDP by its address", who);
 	check(unix_diag("outside") == sees, "sock_diag: %s, Unix in a dump", who);
+	check(netlink_diag(OUTSIDE_PORT) == sees, "sock_diag: %s, netlink in a dump", who);
+	check(packet_diag() == sees, "sock_diag: %s, packets in a dump", who);
+	check(lines_with("/proc/net/netlink", OUTSIDE_PORT_TEXT) == sees, "/proc/net/netlink: %s", who);
+	check(lines_with("/proc/net/packet", "88b5") == sees, "/proc/net/packet: %s", who);
 }
 
 static void lists(void)
 {
 	int tcp_socket = bound4(SOCK_STREAM, "0.0.0.0", 8100), udp_socket = bound4(SOCK_DGRAM, "0.0.0.0", 8101);
+	int netlink_socket = netlink(OWN_PORT), other_socket = socket(AF_INET, SOCK_DGRAM, 0);
 	struct ifreq request = { .ifr_name = "lo" };
 	struct ifconf all = { .ifc_len = 0 };
+	char name[IF_NAMESIZE] = "";
+	socklen_t length = sizeof(name);
 
 	listen(tcp_socket, 1);
 	check(lines_with("/proc/net/tcp", ":1FA4 ") == 1, "its TCP socket is listed");
@@ -468,6 +531,23 @@ static void lists(void)
 	DENIED(ioctl(tcp_socket, SIOCGIFADDR, &request), EADDRNOTAVAIL, "the address of another interface");
 	check(!ioctl(tcp_socket, SIOCGIFCONF, &all) && all.ifc_len == 2 * (int)sizeof(struct ifreq),
 	      "SIOCGIFCONF gives its two addresses");
+	request = (struct ifreq){ .ifr_ifindex = own_interface };
+	check(!ioctl(tcp_socket, SIOCGIFNAME, &request) && !strcmp(request.ifr_name, "d0"), "the name of its own interface");
+	check(link_by_number(own_interface) == 0, "and what rtnetlink says of it");
+	request = (struct ifreq){ .ifr_ifindex = other_interface };
+	DENIED(ioctl(tcp_socket, SIOCGIFNAME, &request), ENODEV, "the name of another interface");
+	check(link_by_number(other_interface) == ENODEV, "what rtnetlink says of it");
+	check(!setsockopt(other_socket, SOL_SOCKET, SO_BINDTOIFINDEX, &other_interface, sizeof(other_interface)),
+	      "a socket is bound to another interface");
+	DENIED(getsockopt(other_socket, SOL_SOCKET, SO_BINDTODEVICE, name, &length), ENODEV, "and doesn't tell its name");
+	request = (struct ifreq){ .ifr_name = "d0" };
+	check(!ioctl(tcp_socket, SIOCGIFINDEX, &request) && request.ifr_ifindex == (int)own_interface,
+	      "the number of its own interface");
+	request = (struct ifreq){ .ifr_name = "d1" };
+	DENIED(ioctl(tcp_socket, SIOCGIFINDEX, &request), ENODEV, "the number of another interface");
+	DENIED(ioctl(tcp_socket, SIOCGIFFLAGS, &request), ENODEV, "the flags of another interface");
+	check(lines_with("/proc/net/netlink", OWN_PORT_TEXT) == 1, "its netlink socket is listed");
+	check(netlink_diag(OWN_PORT) == 1, "sock_diag: its own netlink socket in a dump");
 	check(lines_with("/proc/net/if_inet6", " ") == 0, "no IPv6 address");
 	check(inet_diag(IPPROTO_TCP, NULL, 8100) == 1, "sock_diag: its own TCP socket in a dump");
 	check(inet_diag(IPPROTO_TCP, ROOT, 8100) == 1, "sock_diag: its own TCP socket by its address");
@@ -476,6 +556,8 @@ static void lists(void)
 	diagnosed("who is held sees none of those outside", 0);
 	close(tcp_socket);
 	close(udp_socket);
+	close(netlink_socket);
+	close(other_socket);
 }
 
 static void held(void *argument)
@@ -552,7 +634,7 @@ static void make_interface(const char *name)
 void test_addresses(void)
 {
 	struct sockaddr_un { sa_family_t family; char path[9]; } name = { AF_UNIX, "\0outside" };
-	int unix_socket = socket(AF_UNIX, SOCK_STREAM, 0), free_socket;
+	int unix_socket = socket(AF_UNIX, SOCK_STREAM, 0), free_socket, netlink_socket, packet_socket;
 
 	make_interface("d0");
 	make_interface("d1");
@@ -563,6 +645,10 @@ void test_addresses(void)
 	configure("d1", "10.1.0.1");
 	if (bind(unix_socket, (void *)&name, sizeof(sa_family_t) + 8))
 		check(0, "bind a Unix socket");
+	netlink_socket = netlink(OUTSIDE_PORT);
+	packet_socket = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, htons(0x88b5));
+	own_interface = if_nametoindex("d0");
+	other_interface = if_nametoindex("d1");
 	outside_tcp = bound4(SOCK_STREAM, OTHER, 8000);
 	listen(outside_tcp, 8);
 	outside_udp = bound4(SOCK_DGRAM, OTHER, 9000);
@@ -574,4 +660,6 @@ void test_addresses(void)
 	free_socket = bound4(SOCK_STREAM, "0.0.0.0", 8200);
 	check(!strcmp(name_of(free_socket, 0), "0.0.0.0"), "who has no root binds to any");
 	close(free_socket);
+	close(packet_socket);
+	close(netlink_socket);
 }
