@@ -35,11 +35,34 @@ pub enum Which {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities(pub u64);
 
+impl Capabilities {
+    /// What root of a guest keeps: files' owners and modes, file capabilities, signals and tracing (of its own
+    /// context), users, low ports, chroot, audit messages.
+    pub const OF_A_GUEST: Self = Self::of(&[0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 19, 29, 31]);
+    /// How many Linux has.
+    const COUNT: u32 = 41;
+
+    const fn of(mut numbers: &[u32]) -> Self {
+        let mut set = 0;
+        while let [number, rest @ ..] = numbers {
+            set |= 1 << *number;
+            numbers = rest;
+        }
+        Self(set)
+    }
+
+    /// All but these.
+    #[must_use]
+    pub const fn others(self) -> Self {
+        Self(!self.0 & ((1 << Self::COUNT) - 1))
+    }
+}
+
 /// What holds for a context from then on. Properties are added, never taken away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools)] // independent properties, each a word of the user's
 pub struct Properties {
-    /// No further change of context.
+    /// No further change of context, for anybody who is in it.
     pub lock: bool,
     /// All processes of the context share one process's part of the processors.
     pub sched: bool,
@@ -255,6 +278,15 @@ mod tests {
         }
         assert_eq!(Properties { lock: true, ..Properties::default() }.bits(), 1);
         assert_eq!(Properties { fake_init: true, ..Properties::default() }.bits(), 16);
+    }
+
+    #[test]
+    fn a_guest_keeps_nothing_of_the_machine() {
+        let (kept, lost) = (Capabilities::OF_A_GUEST.0, Capabilities::OF_A_GUEST.others().0);
+        assert_eq!((kept & lost, kept | lost), (0, 0x1ff_ffff_ffff));
+        // DAC_READ_SEARCH opens by handle past every chroot; LINUX_IMMUTABLE, NET_ADMIN, SYS_MODULE, SYS_RAWIO,
+        // SYS_ADMIN, SYS_BOOT, SYS_TIME, MKNOD, AUDIT_CONTROL, BPF.
+        assert!([2, 9, 12, 16, 17, 21, 22, 25, 27, 30, 39].iter().all(|number| lost >> number & 1 == 1));
     }
 
     #[test]

@@ -179,16 +179,11 @@ fn load(dir: &str) -> Result<(), String> {
     kernel::bpf::scope::add(&dir).map_err(kernel::explain)
 }
 
-/// What root of a guest keeps (linux/capability.h): files' owners and modes, signals, users, low ports, chroot,
-/// audit messages, file capabilities.
-const KEPT: &[u32] = &[0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 29, 31];
-
 /// Runs by itself in the machine: `guest ROOT COMMAND...` becomes a command of a guest, in a context of its own.
 fn guest(root: &str, command: &[&str]) -> Result<(), String> {
     use std::os::unix::process::CommandExt;
     std::os::unix::fs::chroot(root).and_then(|()| std::env::set_current_dir("/")).map_err(text)?;
-    let kept = KEPT.iter().fold(0u64, |set, bit| set | 1 << bit);
-    let remove = Capabilities(!kept & ((1 << 41) - 1));
+    let remove = Capabilities::OF_A_GUEST.others();
     let entry = ContextEntry { which: Which::Fresh, remove, properties: Properties::default() };
     let number = kernel::contexts().enter(&entry).map_err(text)?;
     if number == 0 {

@@ -56,14 +56,9 @@ impl Stage {
     }
 }
 
-/// What root of a guest keeps (linux/capability.h): files' owners and modes, signals, users, low ports, chroot,
-/// audit messages, file capabilities.
-const KEPT: &[u32] = &[0, 1, 3, 4, 5, 6, 7, 10, 18, 29, 31];
-
 /// Moves the caller into a context of its own, below the ceiling.
 fn enter() -> Result<(), String> {
-    let kept = KEPT.iter().fold(0u64, |set, bit| set | 1 << bit);
-    let remove = Capabilities(!kept & ((1 << 41) - 1));
+    let remove = Capabilities::OF_A_GUEST.others();
     let entry = ContextEntry { which: Which::Fresh, remove, properties: Properties::default() };
     kernel::contexts().enter(&entry).map(drop).map_err(|error| error.to_string())
 }

@@ -11,35 +11,6 @@ use crate::bytes;
 use crate::case::{Case, Law, Ready, Res};
 use crate::raw::{self, at, call, text};
 
-/// What guests' root is without, by number: linux/capability.h.
-const WITHOUT: &[u32] = &[
-    2,  // DAC_READ_SEARCH: open by handle, past every chroot
-    9,  // LINUX_IMMUTABLE
-    11, // NET_BROADCAST
-    12, // NET_ADMIN
-    13, // NET_RAW
-    14, // IPC_LOCK
-    15, // IPC_OWNER
-    16, // SYS_MODULE
-    17, // SYS_RAWIO
-    20, // SYS_PACCT
-    21, // SYS_ADMIN
-    22, // SYS_BOOT
-    23, // SYS_NICE
-    24, // SYS_RESOURCE
-    25, // SYS_TIME
-    27, // MKNOD
-    32, // MAC_OVERRIDE
-    33, // MAC_ADMIN
-    34, // SYSLOG
-    35, // WAKE_ALARM
-    36, // BLOCK_SUSPEND
-    37, // AUDIT_READ
-    38, // PERFMON
-    39, // BPF
-    40, // CHECKPOINT_RESTORE
-];
-
 /// What answers a call that needs a capability.
 const NEEDS: &[Errno] = &[Errno::PERM, Errno::ACCESS];
 
@@ -150,8 +121,7 @@ pub(crate) const LAWS: &[Law] = &[
 
 /// Becomes root of a guest, if it was root of the host.
 pub(super) fn guest() -> Res {
-    let remove = WITHOUT.iter().fold(0, |set, bit| set | 1 << bit);
-    enter(&ContextEntry { remove: Capabilities(remove), ..FRESH }).map(drop)
+    enter(&ContextEntry { remove: Capabilities::OF_A_GUEST.others(), ..FRESH }).map(drop)
 }
 
 /// A map, pinned in a bpf file system that the guest reaches.
