@@ -16,8 +16,6 @@
 VS_LICENSE;
 
 #define FLAGS_ALL (VS_FLAG_LOCK | VS_FLAG_SCHED | VS_FLAG_NPROC | VS_FLAG_PRIVATE | VS_FLAG_FAKEINIT)
-/* Those that bind the whole context. A lock binds who asked for it, and its children. */
-#define FLAGS_WIDE (FLAGS_ALL & ~VS_FLAG_LOCK)
 
 /*
  * Fresh contexts are numbered from here up. Smaller numbers are for guests whose number is in their
@@ -148,7 +146,7 @@ struct file___from_6_12 {
 struct vs_context {
 	__u32 held;	/* tasks that are in it, or are counted in it */
 	__u32 limit;	/* how many there may be, under VS_FLAG_NPROC; 0 for any number */
-	__u32 flags;	/* of FLAGS_WIDE */
+	__u32 flags;	/* VS_FLAG_... */
 	__u32 init_pid; /* under VS_FLAG_FAKEINIT */
 };
 
@@ -156,8 +154,25 @@ struct vs_context {
 VS_MAP(contexts, VS_MAP_HASH, VS_NO_PREALLOC, 32768, __u32, struct vs_context);
 /* The number of the last fresh context. */
 VS_MAP(last_fresh, VS_MAP_ARRAY, 0, 1, __u32, __u32);
-/* Whose SysV IPC objects are, by their address; those of context 0 are not listed. */
-VS_MAP(ipc, VS_MAP_HASH, VS_NO_PREALLOC, 262144, __u64, __u32);
+
+/* A System V object that was not made in context 0. */
+struct vs_ipc {
+	__u32 context;
+	__u32 account;
+};
+
+/*
+ * Those objects, by their address. Each IPC namespace may have thousands, and a guest that may make namespaces
+ * has any number of those: so there is a share for each account, at most. Context 0 takes none of the table.
+ */
+VS_MAP(ipc, VS_MAP_HASH, VS_NO_PREALLOC, 262144, __u64, struct vs_ipc);
+#define IPC_SHARE 4096
+/* How many each has. Numbers that an administrator gives have a count of their own, up to here. */
+#define ACCOUNTS 65536
+VS_MAP(ipc_counts, VS_MAP_ARRAY, 0, ACCOUNTS, __u32, __u32);
+/* The one that all contexts have in common that were not made by an administrator. */
+#define ACCOUNT_OF_USERS (ACCOUNTS - 1)
+
 /* Files, by their addresses, whose signals go where context 0 has said. */
 VS_MAP(directed, VS_MAP_HASH, VS_NO_PREALLOC, 262144, __u64, __u32);
 
@@ -342,7 +357,6 @@ VS_INLINE void settle(struct task_struct *task, struct vs_task *entry, __u32 fla
 	__u32 number = entry->context;
 	struct vs_context *context = vs_map_lookup(&contexts, &number);
 
-	entry->flags |= flags & VS_FLAG_LOCK;
 	if (!context)
 		return;
 	/* Once: who comes later does not raise it. */
@@ -350,21 +364,21 @@ VS_INLINE void settle(struct task_struct *task, struct vs_task *entry, __u32 fla
 		context->limit = limit_of(task);
 	if (flags & VS_FLAG_FAKEINIT)
 		context->init_pid = task->tgid;
-	if (flags & FLAGS_WIDE)
-		__sync_fetch_and_or(&context->flags, flags & FLAGS_WIDE);
+	if (flags)
+		__sync_fetch_and_or(&context->flags, flags);
 	entry->init_pid = context->init_pid;
 }
 
 /*
  * Properties of a context that others are in: for its administrator, or who is alone in it. A user could take
- * all the others' room, or shut the host's root out.
+ * all the others' room, shut the host's root out, or shut the others in.
  */
 VS_INLINE int may_settle(struct task_struct *task, struct vs_task *entry, __u32 flags)
 {
 	__u32 number = entry->context;
 	struct vs_context *context;
 
-	if (!(flags & FLAGS_WIDE))
+	if (!flags)
 		return 1;
 	if (number == 0)
 		return 0;
@@ -378,15 +392,13 @@ VS_INLINE int may_settle(struct task_struct *task, struct vs_task *entry, __u32 
 VS_INLINE int move(struct task_struct *task, struct vs_task *entry, __s64 which)
 {
 	__u32 from = entry->context;
-	struct vs_context *old;
+	struct vs_context *old = vs_map_lookup(&contexts, &from);
 
-	if (entry->flags & VS_FLAG_LOCK)
+	if (old && old->flags & VS_FLAG_LOCK)
 		return -EPERM;
 	if (which == VS_CTX_FRESH) {
-		int is_limited;
+		int is_limited = old && old->flags & VS_FLAG_NPROC;
 
-		old = vs_map_lookup(&contexts, &from);
-		is_limited = old && old->flags & VS_FLAG_NPROC;
 		/* A task is counted where it came from, once: a limit is not left by leaving the context. */
 		if (is_limited && entry->counted != 0)
 			return -EPERM;
@@ -409,7 +421,9 @@ VS_INLINE int move(struct task_struct *task, struct vs_task *entry, __s64 which)
 			return error;
 		entry->context = which;
 	}
-	entry->flags = 0;
+	/* What goes on from there to further contexts has no share more. */
+	if (from == 0)
+		entry->account = is_administrator(task, entry->removed) ? entry->context : ACCOUNT_OF_USERS;
 	return 0;
 }
 
@@ -430,7 +444,7 @@ VS_INLINE int change(struct task_struct *task, struct vs_task *entry, __s64 whic
 	/* In place, which can't fail; the context last, so that nobody is there without its ceiling. */
 	entry->removed |= remove;
 	entry->tgid = task->tgid;
-	entry->flags = next.flags;
+	entry->account = next.account;
 	entry->init_pid = next.init_pid;
 	entry->counted = next.counted;
 	vs_barrier();
@@ -487,9 +501,9 @@ VS_INLINE __u64 field(struct vs_task *entry, __u64 which)
 		return entry->removed;
 	number = entry->context;
 	context = vs_map_lookup(&contexts, &number);
-	if (which == VS_GET_FLAGS)
-		return entry->flags | (context ? context->flags : 0);
-	return context ? context->init_pid : 0;
+	if (!context)
+		return 0;
+	return which == VS_GET_FLAGS ? context->flags : context->init_pid;
 }
 
 SEC("lsm/task_prctl")
@@ -999,29 +1013,55 @@ int file_send_sigiotask(__u64 *ctx)
 
 /* ---- System V IPC ---------------------------------------------------------------------------- */
 
-/* Not noted would be context 0's, so no room is no object. */
-VS_INLINE int make_ipc(__u64 object)
+/* Whoever it is that ends it: the last of its users, or of its namespace, or the kernel a moment later. */
+VS_INLINE int free_ipc(__u64 object)
 {
-	__u32 own = own_context();
+	struct vs_ipc *note = vs_map_lookup(&ipc, &object);
+	__u32 account, *count;
 
-	if (own == 0)
+	if (!note)
 		return 0;
-	if (vs_map_update(&ipc, &object, &own, VS_ANY) != 0)
-		return -ENOMEM;
+	account = note->account;
+	if (vs_map_delete(&ipc, &object) != 0)
+		return 0;
+	count = vs_map_lookup(&ipc_counts, &account);
+	if (count)
+		__sync_fetch_and_add(count, -1);
 	return 0;
 }
 
-VS_INLINE int free_ipc(__u64 object)
+/* Not noted would be context 0's, so no room is no object. */
+VS_INLINE int make_ipc(__u64 object)
 {
-	vs_map_delete(&ipc, &object);
+	struct vs_task *entry = vs_task_of(vs_current());
+	struct vs_ipc note;
+	__u32 *count;
+
+	/* By the programs that a reload is about to replace, or of an object that was here before. */
+	free_ipc(object);
+	if (!entry || entry->context == 0)
+		return 0;
+	note.context = entry->context;
+	note.account = entry->account % ACCOUNTS;
+	count = vs_map_lookup(&ipc_counts, &note.account);
+	if (!count)
+		return -ENOMEM;
+	if (__sync_fetch_and_add(count, 1) >= IPC_SHARE) {
+		__sync_fetch_and_add(count, -1);
+		return -ENOSPC;
+	}
+	if (vs_map_update(&ipc, &object, &note, VS_NOEXIST) != 0) {
+		__sync_fetch_and_add(count, -1);
+		return -ENOMEM;
+	}
 	return 0;
 }
 
 VS_INLINE int use_ipc(__u64 object)
 {
-	__u32 *maker = vs_map_lookup(&ipc, &object);
+	struct vs_ipc *note = vs_map_lookup(&ipc, &object);
 
-	if ((maker ? *maker : 0) != own_context())
+	if ((note ? note->context : 0) != own_context())
 		return -EACCES;
 	return 0;
 }

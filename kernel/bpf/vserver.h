@@ -61,6 +61,7 @@ typedef long long __s64;
 #define EINVAL 22
 #define ENOTTY 25
 #define ETXTBSY 26
+#define ENOSPC 28
 #define ENOSYS 38
 #define EOPNOTSUPP 95
 
@@ -184,7 +185,7 @@ static long (*const vs_strncmp)(const char *a, __u32 size, const char *b) = (voi
  */
 struct vs_task {
 	__u32 context;
-	__u32 flags;	 /* VS_FLAG_... */
+	__u32 account;	 /* whose share of what guests share it takes: of the context that it left context 0 for */
 	__u64 removed;	 /* capabilities that no credentials of the context give */
 	__u32 init_pid;	 /* what the context sees as process 1, as the host numbers it; 0 for none */
 	__u32 tgid;	 /* its own process, as the host numbers it, so that user space finds it */

@@ -34,7 +34,7 @@ pub static IPV4ROOT: Object = Object {
 pub static CONTEXTS: Object = Object {
     name: "contexts",
     bytes: aya::include_bytes_aligned!("../../bpf/context.o"),
-    maps: &["contexts", "directed", "ipc", "last_fresh", "tasks"],
+    maps: &["contexts", "directed", "ipc", "ipc_counts", "last_fresh", "tasks"],
     optional: &["file_ioctl_compat", "path_chroot"],
     last: &["task_prctl"],
     needs_lsm: true,

@@ -9,7 +9,8 @@
 //! | `/proc/PID`, but for its name in the directory | the programs, unless lockdown is `confidentiality` |
 //! | writing to what is the host's own in `/proc`, once `CAP_SYS_ADMIN` is given up | the programs |
 //! | bpf(2) outside context 0; user namespaces once any capability is given up | the programs |
-//! | System V objects | the programs bar those of others; an IPC namespace gives keys of one's own |
+//! | System V objects | the programs bar those of others, and those beyond a guest's 4096 (`ENOSPC`); an IPC namespace gives keys of one's own |
+//! | lock, of the whole context: by its administrator, or who is alone in it | the programs |
 //! | leaving a chroot: chroot(2) again, where something of the host's is above | the programs refuse it; with `pivot_root` nothing is above |
 //! | nproc | the programs: threads and zombies count, root does, and so do those that went on to fresh contexts |
 //! | modules, kexec, reboot, clocks, mounts, devices, raw sockets, open by handle, `perf` of whole processors | the ceiling: the launcher names the capability, the programs keep it lost |
@@ -47,7 +48,7 @@ use crate::bpf::{
 
 const CURE: &str = "run vkernel load";
 
-/// `struct vs_task` of `kernel/bpf/vserver.h`: context, flags, removed (low, high), initpid, tgid, counted,
+/// `struct vs_task` of `kernel/bpf/vserver.h`: context, account, removed (low, high), initpid, tgid, counted,
 /// reserved.
 type Task = [u32; 8];
 /// `struct vs_context` of `kernel/bpf/context.bpf.c`: held, limit, flags, initpid.
@@ -172,14 +173,14 @@ impl Bpf {
     }
 }
 
-/// A context's flags and initpid may be younger than what its tasks have of them.
+/// A context's initpid may be younger than what its tasks have of it.
 fn from_task(task: &Task, group: &Group) -> Status {
-    let [context, flags, low, high, task_init, ..] = *task;
-    let [_held, _limit, group_flags, group_init] = *group;
+    let [context, _account, low, high, task_init, ..] = *task;
+    let [_held, _limit, flags, group_init] = *group;
     let init_pid = if group_init == 0 { task_init } else { group_init };
     Status {
         context,
-        properties: Properties::from_bits(flags | group_flags),
+        properties: Properties::from_bits(flags),
         ceiling: Capabilities(!(u64::from(high) << 32 | u64::from(low))),
         init_pid: (init_pid != 0).then_some(init_pid),
         root: None,
@@ -220,13 +221,13 @@ mod tests {
 
     #[test]
     fn a_task_of_the_map() {
-        let task = [7, 9, 1 << 9, 1, 55, 56, 0, 0];
+        let task = [7, 7, 1 << 9, 1, 55, 56, 0, 0];
         let status = from_task(&task, &[0; 4]);
         assert_eq!((status.context, status.init_pid), (7, Some(55)));
         assert_eq!(status.ceiling, Capabilities(!(1 << 32 | 1 << 9)));
-        assert!(status.properties.lock && status.properties.private && !status.properties.nproc);
-        let status = from_task(&task, &[2, 30, 4, 57]);
-        assert!(status.properties.lock && status.properties.nproc);
+        assert_eq!(status.properties, Properties::default());
+        let status = from_task(&task, &[2, 30, 5, 57]);
+        assert!(status.properties.lock && status.properties.nproc && !status.properties.private);
         assert_eq!(status.init_pid, Some(57));
     }
 }

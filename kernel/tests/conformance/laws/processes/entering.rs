@@ -2,7 +2,9 @@
 
 use kernel::{Capabilities, ContextEntry, Errno, Properties, Which};
 
-use super::{FRESH, ONLY_PERM, Other, allows, become_nobody, enter, forbids, number, try_fork, whereabouts};
+use super::{
+    FRESH, ONLY_PERM, Other, allows, become_nobody, enter, forbids, number, patiently, try_fork, whereabouts,
+};
 use crate::case::{Law, Ready, Res, Stop};
 use crate::raw::{self, at, call};
 
@@ -88,23 +90,20 @@ pub(crate) const LAWS: &[Law] = &[
         let child = Other::start(|| Ok(usize::from(enter(&FRESH).is_err())))?;
         super::went_through(child.told == 0)
     }),
-    forbids("lock: a number for root of context 0", ONLY_PERM, |_| {
-        enter(&ContextEntry { which: Which::Keep, ..with(|all| all.lock = true) })?;
-        enter(&number(206)).map(drop)
+    forbids("lock: a fresh context for who was there before", ONLY_PERM, |_| {
+        enter(&FRESH)?;
+        let other = Other::start(|| keep(|all| all.lock = true).map(|()| 0))?;
+        enter(&FRESH)?;
+        drop(other);
+        Ok(())
+    }),
+    forbids("lock: of context 0", &[Errno::PERM, Errno::INVAL], |_| keep(|all| all.lock = true)),
+    forbids("lock: by one of several without CAP_SYS_ADMIN", ONLY_PERM, |_| {
+        by_one_of_several(|| keep(|all| all.lock = true))
     }),
     allows("lock: capabilities may still be given up", |_| {
         enter(&with(|all| all.lock = true))?;
         enter(&ContextEntry { which: Which::Keep, remove: NET_RAW, ..FRESH })?;
-        Ok(())
-    }),
-    allows("lock: a parent that did not ask for it is free", |_| {
-        fresh()?;
-        let locked = Other::start(|| {
-            let keep = ContextEntry { which: Which::Keep, ..with(|all| all.lock = true) };
-            enter(&keep).map(|_| 0)
-        })?;
-        fresh()?;
-        drop(locked);
         Ok(())
     }),
     forbids("private: its number, asked for by root of context 0", ONLY_PERM, |_| {
@@ -120,16 +119,7 @@ pub(crate) const LAWS: &[Law] = &[
         patiently(|| enter(&number(208)).map(drop))
     }),
     forbids("private: by one of several without CAP_SYS_ADMIN", ONLY_PERM, |_| {
-        let member = Other::start(|| {
-            enter(&FRESH)?;
-            let child = Other::start(|| {
-                become_nobody()?;
-                let keep = ContextEntry { which: Which::Keep, ..with(|all| all.private = true) };
-                Ok(usize::from(enter(&keep).is_err()))
-            })?;
-            Ok(child.told)
-        })?;
-        super::went_through(member.told == 0)
+        by_one_of_several(|| keep(|all| all.private = true))
     }),
     forbids("nproc: forking past the limit", &[Errno::AGAIN], |_| {
         limit(5)?;
@@ -145,7 +135,7 @@ pub(crate) const LAWS: &[Law] = &[
         limit(5)?;
         enter(&with(|all| all.nproc = true))?;
         limit(100)?;
-        enter(&ContextEntry { which: Which::Keep, ..with(|all| all.nproc = true) })?;
+        keep(|all| all.nproc = true)?;
         spawn(20, || 0)
     }),
     forbids("nproc: threads past the limit", &[Errno::AGAIN], |_| {
@@ -258,6 +248,24 @@ fn with(property: fn(&mut Properties)) -> ContextEntry {
     entry
 }
 
+/// A property for the present context.
+fn keep(property: fn(&mut Properties)) -> Res {
+    enter(&ContextEntry { which: Which::Keep, ..with(property) }).map(drop)
+}
+
+/// What an ordinary user asks for in a context that root has made and is in.
+fn by_one_of_several(deed: fn() -> Res) -> Res {
+    let member = Other::start(|| {
+        enter(&FRESH)?;
+        let child = Other::start(|| {
+            become_nobody()?;
+            Ok(usize::from(deed().is_err()))
+        })?;
+        Ok(child.told)
+    })?;
+    super::went_through(member.told == 0)
+}
+
 fn told(number: Option<u32>) -> usize {
     number.unwrap_or_default() as usize
 }
@@ -310,17 +318,6 @@ fn limited_forks() -> Res {
     std::thread::sleep(std::time::Duration::from_secs(1));
     spawn(4, || 0)?;
     demand(spawn(1, || 0).is_err(), "one too many")
-}
-
-/// Tries for two seconds.
-fn patiently(mut deed: impl FnMut() -> Res) -> Res {
-    for _ in 0..40 {
-        if deed().is_ok() {
-            return Ok(());
-        }
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-    deed()
 }
 
 /// Keeps user 0 and nothing of what makes it root.

@@ -1,12 +1,15 @@
 //! Shared memory, semaphores and message queues, by number and by key.
 
-use kernel::Errno;
+use std::os::fd::OwnedFd;
 
-use super::{FRESH, Other, allows, enter, forbids};
+use kernel::{Errno, Provider};
+
+use super::{FRESH, Other, allows, enter, forbids, patiently};
 use crate::case::{Law, Ready, Res};
-use crate::raw::{at, call, into};
+use crate::raw::{self, at, call, into};
 
 pub(super) const BARRED: &[Errno] = &[Errno::ACCESS, Errno::PERM, Errno::INVAL, Errno::NOENT];
+const FULL: &[Errno] = &[Errno::NOSPC];
 
 pub(crate) const LAWS: &[Law] = &[
     forbids("shmget of a foreign key", BARRED, |_| by_key(libc::SYS_shmget, &[4096])),
@@ -60,7 +63,96 @@ pub(crate) const LAWS: &[Law] = &[
         }
         Ok(())
     }),
+    forbids("objects beyond a guest's share, in namespaces of its own", FULL, |_| {
+        enter(&FRESH)?;
+        fill(&mut Vec::new(), || Ok(()))
+    }),
+    forbids("objects beyond a guest's share, in further contexts", FULL, |_| {
+        enter(&FRESH)?;
+        fill(&mut Vec::new(), || enter(&FRESH).map(drop))
+    }),
+    forbids("objects beyond the share of all that ordinary users made", FULL, |_| {
+        is_shared()?;
+        let mut namespaces = Vec::new();
+        let other = Other::start(|| {
+            by_a_user()?;
+            fill(&mut namespaces, || Ok(())).ok();
+            std::mem::forget(namespaces);
+            Ok(0)
+        })?;
+        by_a_user()?;
+        call(libc::SYS_semget, &[0, 1, CREATE])?;
+        drop(other);
+        Ok(())
+    }),
+    allows("a guest whose share is used up leaves context 0 and other guests theirs", |_| {
+        let mut namespaces = Vec::new();
+        let other = Other::start(|| {
+            enter(&FRESH)?;
+            fill(&mut namespaces, || Ok(())).ok();
+            std::mem::forget(namespaces);
+            Ok(0)
+        })?;
+        make(&SEM)?;
+        enter(&FRESH)?;
+        make(&SEM)?;
+        drop(other);
+        Ok(())
+    }),
+    allows("what another process of the context removes makes room", |_| {
+        is_shared()?;
+        enter(&FRESH)?;
+        let mut namespaces = Vec::new();
+        fill(&mut namespaces, || Ok(())).ok();
+        // The first in a namespace.
+        Other::start(|| call(libc::SYS_semctl, &[0, 0, REMOVE, 0]).ready())?;
+        patiently(|| make(&SEM).map(drop))
+    }),
+    allows("so does a namespace that ends", |_| {
+        is_shared()?;
+        enter(&FRESH)?;
+        let mut namespaces = Vec::new();
+        fill(&mut namespaces, || Ok(())).ok();
+        namespaces.clear();
+        patiently(|| make(&SEM).map(drop))
+    }),
 ];
+
+/// Makes more objects than one guest may have in the eBPF programs' table, in IPC namespaces that last as long as
+/// these are open; before each it does something else.
+fn fill(namespaces: &mut Vec<OwnedFd>, before: fn() -> Res) -> Res {
+    is_shared()?;
+    for _ in 0..3 {
+        before()?;
+        call(libc::SYS_unshare, &[libc::CLONE_NEWIPC as usize]).ready()?;
+        namespaces.push(raw::open("/proc/self/ns/ipc", libc::O_RDONLY).ready()?);
+        for _ in 0..1500 {
+            call(libc::SYS_semget, &[0, 1, CREATE])?;
+        }
+    }
+    Ok(())
+}
+
+/// The patch has no table, and gives each context an IPC namespace.
+fn is_shared() -> Res {
+    match kernel::contexts().provider() {
+        Provider::Patch => Err(Errno::NOSYS.into()),
+        Provider::Bpf => Ok(()),
+    }
+}
+
+/// Enters a fresh context as who has no `CAP_SYS_ADMIN` at that moment.
+fn by_a_user() -> Res {
+    let header = [0x2008_0522_u32, 0];
+    let mut sets = [0_u32; 6];
+    call(libc::SYS_capget, &[at(&header), into(&mut sets)]).ready()?;
+    let effective = sets[0];
+    sets[0] &= !(1 << 21);
+    call(libc::SYS_capset, &[at(&header), at(&sets)]).ready()?;
+    enter(&FRESH)?;
+    sets[0] = effective;
+    call(libc::SYS_capset, &[at(&header), at(&sets)]).ready().map(drop)
+}
 
 const CREATE: usize = libc::IPC_CREAT as usize | 0o666;
 const REMOVE: usize = libc::IPC_RMID as usize;

@@ -77,6 +77,17 @@ fn become_nobody() -> Res {
     call(libc::SYS_setresuid, &[65534; 3]).ready().map(drop)
 }
 
+/// Tries for two seconds.
+fn patiently(mut deed: impl FnMut() -> Res) -> Res {
+    for _ in 0..40 {
+        if deed().is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    deed()
+}
+
 /// A fork that may fail.
 fn try_fork(job: impl FnOnce() -> i32) -> Call<i32> {
     match call(libc::SYS_clone, &[libc::SIGCHLD as usize, 0, 0, 0, 0])? {
