@@ -23,11 +23,11 @@ fn world(place: &Path, guests: usize) -> World {
     World::new(place, &vec![Manifest::parse(GUEST).unwrap(); guests])
 }
 
-/// Holds write leases, and is deaf to who wants to read.
+/// Holds write leases, and is deaf to who wants to read. It can't write itself, so that its leases are all there is.
 const LEASES: &str = r#"
 import fcntl, os, signal, sys
 signal.signal(signal.SIGIO, signal.SIG_IGN)
-files = [os.open(name, os.O_RDWR) for name in sys.argv[1:]]
+files = [os.open(name, os.O_RDONLY) for name in sys.argv[1:]]
 for file in files:
     fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
 print("held", flush=True)
