@@ -92,7 +92,7 @@ impl Session<'_> {
             let names = stat.nlink;
             return Ok(format!("it has {names} names, which are shared together if all are in guests"));
         }
-        if leased.file().is_marked().unwrap_or(false) {
+        if leased.file().is_marked().unwrap_or(false) || stat.verity {
             let tagged = Seal::Bpf.is_on(leased.file()).unwrap_or(false);
             return Ok(format!("it {}", if tagged { Skip::Stray } else { Skip::Marked }));
         }

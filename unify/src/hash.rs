@@ -34,11 +34,15 @@ pub(crate) struct Proof {
 /// a new lease may rely on the identity: a write after this would have left a later change time, for any
 /// mapping made after this lease must fault on its first store. That needs a change time that is over; a
 /// younger one is `Changed`.
+///
+/// fs-verity of a guest's own is a mark: a link would take it from one twin or give it to the other, and nothing
+/// takes it off again. Where it is the `seal`, all get it.
 pub(crate) fn prove(
     around: &Surroundings<'_>,
     dir: &Dir,
     name: &[u8],
     identity: IdentityPolicy,
+    seal: Option<Seal>,
     expected: (u64, i64),
 ) -> Result<Proof, Skip> {
     let file = dir.open_any(name).map_err(Skip::from_errno)?;
@@ -52,6 +56,9 @@ pub(crate) fn prove(
     if leased.file().is_marked().map_err(Skip::from_errno)? {
         let tagged = Seal::Bpf.is_on(leased.file()).unwrap_or(false);
         return Err(if tagged { Skip::Stray } else { Skip::Marked });
+    }
+    if stat.verity && seal != Some(Seal::Verity) {
+        return Err(Skip::Marked);
     }
     let id = identify(around, leased.file(), &stat, identity)?;
     if leased.held() { Ok(Proof { id, stat }) } else { Err(Skip::Busy) }

@@ -26,7 +26,7 @@ pub enum Skip {
     NotOurs,
     /// Huge and nearly all holes: nothing to save, long to read.
     Sparse,
-    /// Marked by `chattr(1)`: inode flags or a project, which a link would spread.
+    /// Marked by `chattr(1)` or fs-verity: inode flags or a project, which a link would spread.
     Marked,
     /// Carries the tag that the eBPF provider takes for a seal, and is no object: where that is enforced,
     /// not even its own guest can change it.
@@ -92,7 +92,7 @@ impl fmt::Display for Skip {
             }
             Self::NotOurs => f.write_str("replaced by the guest since it was shared"),
             Self::Sparse => f.write_str("nearly all holes: nothing to save"),
-            Self::Marked => f.write_str("has inode flags or a project (chattr) that a link would spread"),
+            Self::Marked => f.write_str("has inode flags (chattr, fs-verity) or a project that a link would spread"),
             Self::Stray => f.write_str("is tagged like a sealed file (chattr +A +S), but is none"),
             Self::OutOfReach => f.write_str("the path is too long, or a link or mount is in the way"),
             Self::CannotShare => f.write_str(

@@ -122,7 +122,7 @@ impl<'a> Session<'a> {
     ) -> Result<Report> {
         let index = store.and_then(Index::open_read_only);
         let mut survey = self.survey(store, identity, index.as_ref(), None)?;
-        let plan = self.plan(store, identity, &survey.objects, &mut survey.censuses)?;
+        let plan = self.plan(store, (identity, None), &survey.objects, &mut survey.censuses)?;
         if self.around.stopping() {
             return Err(Error::Interrupted);
         }
@@ -146,7 +146,7 @@ impl<'a> Session<'a> {
         }
         let corrupt = std::mem::take(&mut survey.corrupt);
         let began = survey.began;
-        let plan = self.plan(Some(store), identity, &survey.objects, &mut survey.censuses)?;
+        let plan = self.plan(Some(store), (identity, Some(seal)), &survey.objects, &mut survey.censuses)?;
         for name in &plan.corrupt {
             put_aside(self.around, store, *name)?;
         }
@@ -240,7 +240,7 @@ impl<'a> Session<'a> {
     fn plan<'s>(
         &'s self,
         store: Option<&'s Store>,
-        identity: IdentityPolicy,
+        (identity, seal): (IdentityPolicy, Option<Seal>),
         objects: &'s Objects,
         censuses: &'s mut [Census],
     ) -> Result<Plan<'s>> {
@@ -248,6 +248,7 @@ impl<'a> Session<'a> {
             around: self.around,
             store,
             identity,
+            seal,
             guests: &self.guests,
             objects,
             notes: &self.notes,

@@ -34,6 +34,16 @@ $VUNIFY --quiet --store /run/disk/.store --undo ./g0 ./g1 || fail 12 "undo: $?"
 echo more >>g0/usr/bin/other || fail 13 "still sealed"
 echo more >>g1/usr/bin/tool || fail 14 "still sealed"
 is "$( (seq 1 3000; echo more) | cksum)" "$(cksum <g1/usr/bin/tool)" 15
+# A guest's own (FS_IOC_ENABLE_VERITY, SHA-256, blocks of 1024) is not spread, nor lost, where another seal is used.
+for guest in h0 h1; do
+    mkdir -p $guest/usr/bin $guest/etc; seq 3 8000 >$guest/usr/bin/signed; seq 1 9 >$guest/usr/bin/plain
+done
+how='my $how = pack "L4 Q L2 Q x88", 1, 1, 1024, 0, 0, 0, 0, 0; open F, "<", shift; ioctl F, 0x40806685, $how or die "fs-verity: $!"'
+perl -e "$how" h0/usr/bin/signed || fail 18 "no fs-verity"
+touch -d @1000000000 h?/usr/bin/*; sleep 0.1
+$VUNIFY --quiet --noflags --store /run/disk/.other ./h0 ./h1 || fail 18 "another seal: $?"
+is "$(stat -c %h h?/usr/bin/plain h?/usr/bin/signed | xargs)" "3 3 1 1" 19
+$VUNIFY --store /run/disk/.other --explain ./h0/usr/bin/signed | grep -q fs-verity || fail 20 "not explained"
 # A file system without the feature has nothing to offer.
 mkfs.ext4 -q -O ^verity /dev/vdb; mkdir /run/plain; mount /dev/vdb /run/plain; cd /run/plain
 mkdir -p g0/usr g0/etc g1/usr g1/etc

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
-use kernel::{EntryBuffer, Errno, Kind, Time};
+use kernel::{EntryBuffer, Errno, Kind, Seal, Time};
 use rayon::prelude::*;
 use store::census::Census;
 use store::{IdentityPolicy, ObjectId, ObjectName, Store};
@@ -39,6 +39,8 @@ pub(crate) struct Planner<'a> {
     /// None where there is no store yet.
     pub(crate) store: Option<&'a Store>,
     pub(crate) identity: IdentityPolicy,
+    /// What the plan will be carried out with; none if it will not be.
+    pub(crate) seal: Option<Seal>,
     pub(crate) guests: &'a [Guest],
     pub(crate) objects: &'a Objects,
     pub(crate) notes: &'a Notes,

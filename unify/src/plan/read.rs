@@ -118,7 +118,7 @@ impl Planner<'_> {
         if file.nlink != u16::MAX && u32::from(file.nlink) != inode.names {
             return Err(Skip::LinkedOutside);
         }
-        let proof = prove(self.around, dir, name, self.identity, (file.ino, file.ctime))?;
+        let proof = prove(self.around, dir, name, self.identity, self.seal, (file.ino, file.ctime))?;
         if proof.stat.nlink != inode.names {
             return Err(Skip::LinkedOutside);
         }
