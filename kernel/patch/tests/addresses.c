@@ -2,6 +2,7 @@
 /* IP roots: what a process may bind, where it sends from, what it sees of the network. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <fcntl.h>
 #include <linux/if_packet.h>
 #include <linux/inet_diag.h>
@@ -10,6 +11,8 @@
 #include <linux/rtnetlink.h>
 #include <linux/sock_diag.h>
 #include <linux/unix_diag.h>
+#include <linux/vm_sockets.h>
+#include <linux/vm_sockets_diag.h>
 #include <net/ethernet.h>
 #include <net/if.h>
 #include <netinet/ip.h>
@@ -485,6 +488,59 @@ static int packet_diag(void)
 	return diag(&request, sizeof(request), NULL, 0);
 }
 
+/* A family whose sockets are not told apart. */
+static int vsock_diag(void)
+{
+	struct { struct nlmsghdr header; struct vsock_diag_req socket; } request = {
+		.header = { sizeof(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 1, 0 },
+		.socket = { .sdiag_family = AF_VSOCK, .vdiag_states = -1U },
+	};
+
+	return diag(&request, sizeof(request), NULL, 0);
+}
+
+static int is_listed(const char *directory, const char *name)
+{
+	DIR *listing = opendir(directory);
+	struct dirent *entry;
+	int found = 0;
+
+	while (listing && (entry = readdir(listing)))
+		found += !strcmp(entry->d_name, name);
+	if (listing)
+		closedir(listing);
+	return found;
+}
+
+/* The tables of /proc/net: those that tell contexts apart or only count, and what else the network has. */
+static void tables(const char *who, int sees_all)
+{
+	check(is_listed("/proc/net", "tcp") == 1 && is_listed("/proc/net", "snmp") == 1, "/proc/net: %s, what all see", who);
+	check(is_listed("/proc/net", "..") == 1, "/proc/net: %s, the directory above", who);
+	check(is_listed("/proc/net", "fib_trie") == sees_all, "/proc/net: %s, a table of the network's is listed", who);
+	check((access("/proc/net/fib_trie", F_OK) == 0) == sees_all, "/proc/net: %s, it is found by its name", who);
+	check((access("/proc/thread-self/net/fib_trie", F_OK) == 0) == sees_all, "/proc/net: %s, that of a thread, too", who);
+	check((access("/proc/net/stat/rt_cache", F_OK) == 0) == sees_all, "/proc/net: %s, and below a directory", who);
+}
+
+static void tables_of_a_guest(void *argument)
+{
+	(void)argument;
+	new_s_context(-1, 0, 0);
+	tables("who is in a context", 0);
+	check(vsock_diag() == 0, "sock_diag: who is in a context sees no family that isn't told apart");
+	WORKS(unshare(CLONE_NEWNET), "a network of one's own");
+	tables("who has a network of one's own", 1);
+}
+
+static void tables_of_all(void *argument)
+{
+	(void)argument;
+	new_s_context(1, 0, 0);
+	tables("who is in context 1", 1);
+	check(vsock_diag() == 1, "sock_diag: who is in context 1 sees the family that isn't told apart");
+}
+
 /* A netlink socket with a port. */
 static int netlink(uint32_t port)
 {
@@ -503,6 +559,7 @@ static void diagnosed(const char *who, int sees)
 	check(inet_diag(IPPROTO_TCP, OTHER, 8000) == sees, "sock_diag: %s, TCP by its address", who);
 	check(inet_diag(IPPROTO_UDP, NULL, 9000) == sees, "sock_diag: %s, UDP in a dump", who);
 	check(inet_diag(IPPROTO_UDP, OTHER, 9000) == sees, "sock_diag: %s, UDP by its address", who);
+	check(inet_diag(IPPROTO_SCTP, NULL, 8300) == sees, "sock_diag: %s, SCTP in a dump", who);
 	check(unix_diag("outside") == sees, "sock_diag: %s, Unix in a dump", who);
 	check(netlink_diag(OUTSIDE_PORT) == sees, "sock_diag: %s, netlink in a dump", who);
 	check(packet_diag() == sees, "sock_diag: %s, packets in a dump", who);
@@ -634,7 +691,10 @@ static void make_interface(const char *name)
 void test_addresses(void)
 {
 	struct sockaddr_un { sa_family_t family; char path[9]; } name = { AF_UNIX, "\0outside" };
+	struct sockaddr_vm vm_name = { .svm_family = AF_VSOCK, .svm_port = 5000, .svm_cid = VMADDR_CID_ANY };
 	int unix_socket = socket(AF_UNIX, SOCK_STREAM, 0), free_socket, netlink_socket, packet_socket;
+	struct sockaddr_in sctp_name = v4(OTHER, 8300);
+	int vm_socket = socket(AF_VSOCK, SOCK_STREAM, 0), sctp_socket;
 
 	make_interface("d0");
 	make_interface("d1");
@@ -645,16 +705,25 @@ void test_addresses(void)
 	configure("d1", "10.1.0.1");
 	if (bind(unix_socket, (void *)&name, sizeof(sa_family_t) + 8))
 		check(0, "bind a Unix socket");
+	if (bind(vm_socket, (void *)&vm_name, sizeof(vm_name)))
+		check(0, "bind a socket of virtual machines");
 	netlink_socket = netlink(OUTSIDE_PORT);
 	packet_socket = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, htons(0x88b5));
 	own_interface = if_nametoindex("d0");
 	other_interface = if_nametoindex("d1");
 	outside_tcp = bound4(SOCK_STREAM, OTHER, 8000);
 	listen(outside_tcp, 8);
+	sctp_socket = socket(AF_INET, SOCK_STREAM, IPPROTO_SCTP);
+	if (bind(sctp_socket, (void *)&sctp_name, sizeof(sctp_name)) || listen(sctp_socket, 8))
+		check(0, "bind an SCTP socket");
 	outside_udp = bound4(SOCK_DGRAM, OTHER, 9000);
 	outside_group = bound4(SOCK_DGRAM, "0.0.0.0", 9102);
 	join(outside_group, "d0");
 	diagnosed("who is outside sees them", 1);
+	tables("who is outside", 1);
+	check(vsock_diag() == 1, "sock_diag: who is outside sees the family that isn't told apart");
+	in_child(tables_of_a_guest, NULL);
+	in_child(tables_of_all, NULL);
 	in_child(held, NULL);
 	check(lines_with("/proc/net/tcp", ":1F40 00000000:0000") == 1, "context 0 sees its sockets");
 	free_socket = bound4(SOCK_STREAM, "0.0.0.0", 8200);
@@ -662,4 +731,6 @@ void test_addresses(void)
 	close(free_socket);
 	close(packet_socket);
 	close(netlink_socket);
+	close(vm_socket);
+	close(sctp_socket);
 }

@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/sched.h>
 #include <mqueue.h>
 #include <sched.h>
 #include <signal.h>
@@ -345,6 +346,53 @@ static void sched(void *argument)
 	}
 	waitpid(child, &status, 0);
 	check(!status, "a new session stays in it");
+	WORKS(new_s_context(-1, 0, 0), "a fresh context from there");
+	check(!strcmp(status_of(0, "ctxflags"), "2"), "has the flag");
+	check(!strcmp(first, autogroup()), "and stays in the group");
+	child = fork();
+	if (!child) {
+		setsid();
+		_exit(strcmp(first, autogroup()) != 0);
+	}
+	waitpid(child, &status, 0);
+	check(!status, "so does a new session there");
+}
+
+#define GROUPS "/tmp/groups"
+
+/* Forks into a control group: what clone3(2) returns to the parent. */
+static long fork_into(const char *group)
+{
+	struct clone_args how = { .flags = CLONE_INTO_CGROUP, .exit_signal = SIGCHLD };
+	int fd = open(group, O_PATH | O_DIRECTORY);
+	long pid;
+
+	how.cgroup = (uint64_t)fd;
+	pid = syscall(SYS_clone3, &how, sizeof(how));
+	if (!pid)
+		_exit(0);
+	if (pid > 0)
+		waitpid((pid_t)pid, NULL, 0);
+	close(fd);
+	return pid;
+}
+
+static void control_groups(void *argument)
+{
+	(void)argument;
+	mkdir(GROUPS, 0755);
+	if (mount("groups", GROUPS, "cgroup2", 0, NULL) || mkdir(GROUPS "/service", 0755))
+		check(0, "mount control groups");
+	new_s_context(-1, 0, 0);
+	WORKS(open(GROUPS "/cgroup.procs", O_WRONLY), "root in a context moves itself into a control group");
+	WORKS(fork_into(GROUPS "/service"), "and starts a child in one");
+	new_s_context(-2, 1ull << 21, 0);
+	WORKS(open(GROUPS "/cgroup.procs", O_RDONLY), "without CAP_SYS_ADMIN it reads of them");
+	DENIED(open(GROUPS "/cgroup.procs", O_WRONLY), EPERM, "and moves nobody");
+	DENIED(open(GROUPS "/service/cgroup.freeze", O_WRONLY), EPERM, "nor stops one");
+	DENIED(mkdir(GROUPS "/service/more", 0755), EPERM, "nor makes one");
+	DENIED(rmdir(GROUPS "/service"), EPERM, "nor removes one");
+	DENIED(fork_into(GROUPS "/service"), EPERM, "nor starts a child in one");
 }
 
 static void no_copies(void *argument)
@@ -441,6 +489,9 @@ void test_guests(void)
 	in_child(fake_init, NULL);
 	in_child(child_of_the_dead, NULL);
 	in_child(sched, NULL);
+	in_child(control_groups, NULL);
+	if (rmdir(GROUPS "/service") || umount(GROUPS))
+		check(0, "unmount control groups");
 	own_copies("/dev/vda", "ext4", SEAL);
 	own_copies("/dev/vda", "ext4", TAG);
 	own_copies("/dev/vdb", "xfs", TAG);
