@@ -35,6 +35,9 @@ VS_LICENSE;
 #define ATTR_UID 2
 #define ATTR_GID 4
 
+/* linux/sched.h */
+#define CLONE_INTO_CGROUP (1ull << 33)
+
 /* linux/fcntl.h, asm-generic/fcntl.h, asm-generic/ioctls.h, asm-generic/sockios.h */
 #define F_SETFL 4
 #define F_SETOWN 8
@@ -257,6 +260,8 @@ int task_alloc(__u64 *ctx)
 
 	if (!from)
 		return 0;
+	if (ctx[1] & CLONE_INTO_CGROUP && is_barred())
+		return -EPERM;
 	if (vs_map_lookup(&tasks, &task))
 		return 0;
 	entry = *from;
@@ -427,6 +432,13 @@ VS_INLINE int move(struct task_struct *task, struct vs_task *entry, __s64 which)
 	return 0;
 }
 
+VS_INLINE int shares(__u32 number)
+{
+	struct vs_context *context = vs_map_lookup(&contexts, &number);
+
+	return context && context->flags & VS_FLAG_SCHED;
+}
+
 VS_INLINE int change(struct task_struct *task, struct vs_task *entry, __s64 which, __u64 remove, __u32 flags)
 {
 	struct vs_task next = *entry;
@@ -435,10 +447,14 @@ VS_INLINE int change(struct task_struct *task, struct vs_task *entry, __s64 whic
 		if (!may_settle(task, &next, flags))
 			return -EPERM;
 	} else {
+		int is_sharing = shares(entry->context);
 		int error = move(task, &next, which);
 
 		if (error != 0)
 			return error;
+		/* It is in the control group still, which whoever comes there by the number is to join. */
+		if (is_sharing)
+			flags |= VS_FLAG_SCHED;
 	}
 	settle(task, &next, flags);
 	/* In place, which can't fail; the context last, so that nobody is there without its ceiling. */
@@ -671,12 +687,24 @@ int perf_event_alloc(__u64 *ctx)
 	return 0;
 }
 
-/* ---- /proc ----------------------------------------------------------------------------------- */
+/* ---- /proc and control groups ---------------------------------------------------------------- */
 
 SEC("lsm/file_open")
 int file_open(__u64 *ctx)
 {
-	return open_of_proc((void *)ctx[0]);
+	struct file *file = (void *)ctx[0];
+
+	if (writes_to_groups(file))
+		return -EPERM;
+	return open_of_proc(file);
+}
+
+SEC("lsm/file_open")
+int file_open__blind(__u64 *ctx)
+{
+	if (writes_to_groups((void *)ctx[0]))
+		return -EPERM;
+	return 0;
 }
 
 VS_INLINE int look(struct inode *inode)
@@ -738,7 +766,6 @@ int inode_setattr__args3(__u64 *ctx)
 }
 
 /* Where helpers may not read the kernel's memory, nothing is hidden in /proc: a PID namespace has to. */
-VS_NO_PROGRAM("lsm/file_open", file_open__blind);
 VS_NO_PROGRAM("lsm/inode_getattr", inode_getattr__blind);
 VS_NO_PROGRAM("lsm/inode_readlink", inode_readlink__blind);
 VS_NO_PROGRAM("lsm/inode_follow_link", inode_follow_link__blind);

@@ -125,13 +125,16 @@ VS_INLINE int is_administrator(void)
 
 /* ---- writing -------------------------------------------------------------------------------- */
 
-/* The rule for /proc is that of contexts, which leave it to this program: a second one would make every open dearer. */
+/*
+ * The rules for /proc and for control groups are those of contexts, which leave them to this program: a second one
+ * would make every open dearer.
+ */
 SEC("lsm/file_open")
 int file_open(__u64 *ctx)
 {
 	struct file *file = (void *)ctx[0];
 
-	if (file->f_mode & FMODE_WRITE && is_tagged(file->f_inode))
+	if (file->f_mode & FMODE_WRITE && (is_tagged(file->f_inode) || writes_to_groups(file)))
 		return -EPERM;
 	return open_of_proc(file);
 }
@@ -141,7 +144,7 @@ int file_open__blind(__u64 *ctx)
 {
 	struct file *file = (void *)ctx[0];
 
-	if (file->f_mode & FMODE_WRITE && is_tagged(file->f_inode))
+	if (file->f_mode & FMODE_WRITE && (is_tagged(file->f_inode) || writes_to_groups(file)))
 		return -EPERM;
 	return 0;
 }

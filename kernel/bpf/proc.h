@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What of /proc a context may open, and what programs of several objects ask of tasks. Use after VS_TASKS_MAP.
+ * What of /proc and of control groups a context may open, and what programs of several objects ask of tasks. Use
+ * after VS_TASKS_MAP.
  */
 #ifndef VSERVER_PROC_H
 #define VSERVER_PROC_H
 
 /* linux/magic.h, linux/fs.h, linux/pid.h */
 #define PROC_SUPER_MAGIC 0x9fa0
+#define CGROUP_SUPER_MAGIC 0x27e0eb
+#define CGROUP2_SUPER_MAGIC 0x63677270
 #define FMODE_WRITE 2
 #define PIDTYPE_PID 0
 
@@ -136,6 +139,20 @@ VS_INLINE int open_of_proc(struct file *file)
 	if (file->f_mode & FMODE_WRITE && is_barred())
 		return -EPERM;
 	return 0;
+}
+
+/*
+ * Control groups are the host's own, too. Who may not mount them may still find them mounted, and as root it could
+ * write itself into another one, or its own another weight.
+ */
+VS_INLINE int writes_to_groups(struct file *file)
+{
+	unsigned long magic;
+
+	if (!(file->f_mode & FMODE_WRITE))
+		return 0;
+	magic = file->f_inode->i_sb->s_magic;
+	return (magic == CGROUP2_SUPER_MAGIC || magic == CGROUP_SUPER_MAGIC) && is_barred();
 }
 
 #endif

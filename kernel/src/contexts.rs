@@ -8,9 +8,11 @@
 
 mod bpf;
 mod patch;
+mod share;
 mod status;
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 pub use bpf::Bpf;
 pub use patch::Patch;
@@ -64,7 +66,8 @@ impl Capabilities {
 pub struct Properties {
     /// No further change of context, for anybody who is in it.
     pub lock: bool,
-    /// All processes of the context share one process's part of the processors.
+    /// All processes of the context share one process's part of the processors. By the eBPF programs that takes a
+    /// control group below the caller's own, and so root of the host or a group that is delegated.
     pub sched: bool,
     /// The limit of processes of a user counts for the whole context.
     pub nproc: bool,
@@ -175,6 +178,17 @@ pub enum ContextError {
     /// There is no such process, or it belongs to somebody else's context.
     #[error("there is no process {0} here")]
     NoProcess(u32),
+    /// A share of the processors takes a control group, and the kernel refused something about it.
+    #[error(
+        "can't give the context one share of the processors: {path}: {why}; start in a control group of your own \
+         (systemd-run --scope)", path = path.display(), why = std::io::Error::from(*errno)
+    )]
+    Group {
+        /// The group, or a file of it.
+        path: PathBuf,
+        /// What the kernel said.
+        errno: Errno,
+    },
     /// The kernel said something else.
     #[error("can't {what}: {why}", why = std::io::Error::from(*errno))]
     Kernel {

@@ -80,9 +80,9 @@ fn standing(host: &Host, feature: Feature, patched: bool, sample: Option<Borrowe
         Feature::Contexts => (
             "processes see, signal and trace those of their own context only; lost capabilities stay lost",
             "numbers of foreign processes in /proc and by errno, their nice values and limits; SysV IPC keys are \
-             barred, not private; POSIX message queues and abstract sockets; sched and fakeinit are noted, not \
-             enforced (PID, IPC and network namespaces and a cpu control group close all of it); who is chrooted \
-             in the host's mount namespace can't chroot again (pivot_root lets it)",
+             barred, not private; POSIX message queues and abstract sockets; fakeinit is noted, not enforced (PID, \
+             IPC and network namespaces close all of it); who is chrooted in the host's mount namespace can't \
+             chroot again (pivot_root lets it)",
         ),
         Feature::Ipv4Root => (
             "sockets bind to, connect from and listen on the addresses of their root only",

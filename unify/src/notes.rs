@@ -92,7 +92,9 @@ impl fmt::Display for Skip {
             }
             Self::NotOurs => f.write_str("replaced by the guest since it was shared"),
             Self::Sparse => f.write_str("nearly all holes: nothing to save"),
-            Self::Marked => f.write_str("has inode flags (chattr, fs-verity) or a project that a link would spread"),
+            Self::Marked => {
+                f.write_str("has inode flags (chattr, fs-verity) or a project that a link would spread")
+            }
             Self::Stray => f.write_str("is tagged like a sealed file (chattr +A +S), but is none"),
             Self::OutOfReach => f.write_str("the path is too long, or a link or mount is in the way"),
             Self::CannotShare => f.write_str(

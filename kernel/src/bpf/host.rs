@@ -101,8 +101,8 @@ fn cgroup2_mounts(mounts: &str) -> impl Iterator<Item = PathBuf> {
     })
 }
 
-/// Undoes what the list does to blanks in names.
-fn unescape(name: &str) -> String {
+/// Undoes what lists of mounts do to blanks in names.
+pub(crate) fn unescape(name: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .iter()
         .fold(name.to_owned(), |name, (from, to)| name.replace(from, to))

@@ -34,6 +34,7 @@ pub use roots::Roots;
 pub(crate) use abi::*;
 #[cfg(test)]
 pub(crate) use host::of_files;
+pub(crate) use host::unescape;
 pub(crate) use sys::{getsockopt_abi, getsockopt_root, ioctl_answer, prctl_answer, setsockopt_root};
 
 /// An eBPF object that is built in.

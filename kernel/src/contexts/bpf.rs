@@ -13,12 +13,12 @@
 //! | lock, of the whole context: by its administrator, or who is alone in it | the programs |
 //! | leaving a chroot: chroot(2) again, where something of the host's is above | the programs refuse it; with `pivot_root` nothing is above |
 //! | nproc | the programs: threads and zombies count, root does, and so do those that went on to fresh contexts |
+//! | sched | a control group with `cpu` ([`share`]) that a process joins before it enters; the programs keep it there, once `CAP_SYS_ADMIN` is given up, in fresh contexts that it goes on to, too |
 //! | modules, kexec, reboot, clocks, mounts, devices, raw sockets, open by handle, `perf` of whole processors | the ceiling: the launcher names the capability, the programs keep it lost |
 //! | names in `/proc`, existence by `EPERM` instead of `ESRCH`, `pidfd_open`, getpriority(2), limits to read | a PID namespace |
 //! | getpid(2), getppid(2) and reparenting of fakeinit; here its number is noted | a PID namespace |
 //! | POSIX message queues | an IPC namespace |
 //! | abstract sockets | a network namespace |
-//! | sched; here it is noted | a control group with `cpu` |
 //!
 //! `CAP_DAC_READ_SEARCH` opens files by handle past every chroot, and belongs under a guest's ceiling.
 //!
@@ -26,24 +26,32 @@
 //! services and shutdown work. Whoever may write to a control group ends what is in it by `cgroup.kill`, which
 //! asks nobody.
 //!
+//! A share of the processors is joined first and the context entered then, in one call of the programs: in a guest's
+//! context with all the capabilities still needed for the other, a process could be traced by root of the guest, who
+//! would have them.
+//!
 //! Fresh contexts have numbers from 65536 up. Smaller ones are only entered by root of the host, so that nobody
 //! can wait in a guest's configured context before the guest starts.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::path::Path;
 
 use aya::Pod;
 use aya::maps::{HashMap, Map, MapData};
 use rustix::net::{AddressFamily, SocketType, socket};
 use rustix::process::{Pid, test_kill_process};
 
+use super::share::{self, Groups, Joined};
 use super::{
     Capabilities, ContextError, Contexts, ENTER, Entry, Ipv4Root, LOOK, Properties, Provider, SET_ROOT,
-    Status, refused,
+    Status, Which, refused,
 };
 use crate::Errno;
 use crate::bpf::{
-    ANSWER_BITS, FEATURE_CONTEXTS, GET_CONTEXT, GET_FLAGS, GET_INIT_PID, GET_REMOVED, Host, PRCTL_ENTER,
-    PRCTL_GET, Pins, Root, getsockopt_root, objects, prctl_answer, setsockopt_root,
+    ANSWER_BITS, FEATURE_CONTEXTS, FLAG_PRIVATE, FLAG_SCHED, GET_CONTEXT, GET_FLAGS, GET_INIT_PID,
+    GET_REMOVED, Host, PRCTL_ENTER, PRCTL_GET, Pins, Root, getsockopt_root, objects, prctl_answer,
+    setsockopt_root,
 };
 
 const CURE: &str = "run vkernel load";
@@ -54,7 +62,8 @@ type Task = [u32; 8];
 /// `struct vs_context` of `kernel/bpf/context.bpf.c`: held, limit, flags, initpid.
 type Group = [u32; 4];
 
-/// Programs pinned in the bpf file system of a host; needed only to look at other processes.
+/// Programs pinned in the bpf file system of a host; needed only to look at other processes, and to enter a context
+/// by its number.
 #[derive(Clone, Debug, Default)]
 pub struct Bpf {
     host: Host,
@@ -87,9 +96,15 @@ impl Contexts for Bpf {
     fn enter(&self, entry: &Entry) -> Result<u32, ContextError> {
         let number = entry.which.number().ok_or_else(|| refused(ENTER, Errno::INVAL, CURE))?;
         let (remove, flags) = (entry.remove.0, entry.properties.bits());
+        let share = self.join_share(entry)?;
         // prctl passes a long: a negative number keeps its sign.
-        prctl_answer(PRCTL_ENTER, i64::from(number) as u64, remove, flags.into())
-            .map_err(|errno| unanswered(ENTER, errno))?;
+        let entered = prctl_answer(PRCTL_ENTER, i64::from(number) as u64, remove, flags.into());
+        if let Err(errno) = entered {
+            if let Some(share) = share {
+                share.leave();
+            }
+            return Err(unanswered(ENTER, errno));
+        }
         Ok(part(GET_CONTEXT, u32::BITS)? as u32)
     }
 
@@ -139,7 +154,66 @@ fn unanswered(what: &'static str, errno: Errno) -> ContextError {
     }
 }
 
+/// Where processes show themselves.
+const PROC: &str = "/proc";
+
 impl Bpf {
+    /// Moves the caller, and who is in the context that it is about to enter, to where that shares the processors;
+    /// `None` where nothing is to share. What is refused here would be so by the programs, or is said in their place.
+    fn join_share(&self, entry: &Entry) -> Result<Option<Joined>, ContextError> {
+        if !Self::is_loaded() {
+            return Ok(None);
+        }
+        let is_asked = entry.properties.sched;
+        let own = part(GET_CONTEXT, u32::BITS)?;
+        match entry.which {
+            Which::Fresh if is_asked => groups()?.make(share::Name::Caller, || Ok(BTreeSet::new())).map(Some),
+            Which::Keep if is_asked && own != 0 && !shares(part(GET_FLAGS, u32::BITS)? as u32) => {
+                groups()?.make(share::Name::Caller, || Ok(own_members())).map(Some)
+            }
+            Which::Number(number) if own == 0 => self.join_share_of(number, is_asked),
+            _ => Ok(None),
+        }
+    }
+
+    /// The same for a context that others may be in, by its number.
+    fn join_share_of(&self, number: u32, is_asked: bool) -> Result<Option<Joined>, ContextError> {
+        let contexts = self.map::<u32, Group>(ENTER, "contexts")?;
+        let [_held, _limit, flags, _init] = contexts.get(&number, 0).unwrap_or_default();
+        if flags & FLAG_PRIVATE != 0 || !(shares(flags) || is_asked) {
+            return Ok(None);
+        }
+        let groups = groups()?;
+        if shares(flags)
+            && let Some(joined) = groups.join(&self.members(number)?)?
+        {
+            return Ok(Some(joined));
+        }
+        groups.make(share::Name::Number(number), || self.members(number)).map(Some)
+    }
+
+    /// The processes of a context, for the host's root outside it.
+    fn members(&self, number: u32) -> Result<BTreeSet<u32>, ContextError> {
+        let tasks = self.map::<u64, Task>(ENTER, "tasks")?;
+        let numbers = || -> BTreeSet<u32> {
+            let of_context = |(_, task): (u64, Task)| (task[0] == number).then_some(task[5]);
+            tasks.iter().filter_map(Result::ok).filter_map(of_context).collect()
+        };
+        // Under lockdown the programs learn a task's number when its directory is looked up.
+        if numbers().contains(&0) {
+            processes().for_each(|pid| drop(std::fs::metadata(format!("{PROC}/{pid}"))));
+        }
+        let members = numbers();
+        if !members.is_empty() && !is_in_hosts_numbers() {
+            return Err(ContextError::NotPermitted {
+                what: ENTER,
+                why: "its processes share the processors, and are known by the host's numbers only: enter from the \
+                      host's PID namespace",
+            });
+        }
+        Ok(members)
+    }
+
     /// Somebody else's status, from the pinned maps: for root of the host, in context 0. Its addresses are not
     /// told there.
     fn other(&self, pid: u32) -> Result<Status, ContextError> {
@@ -147,9 +221,9 @@ impl Bpf {
         std::fs::metadata(format!("/proc/{pid}")).ok();
         let of_process = |(_, task): &(u64, Task)| task[5] == pid;
         if let Some((_, task)) =
-            self.map::<u64, Task>("tasks")?.iter().filter_map(Result::ok).find(of_process)
+            self.map::<u64, Task>(LOOK, "tasks")?.iter().filter_map(Result::ok).find(of_process)
         {
-            let contexts = self.map::<u32, Group>("contexts")?;
+            let contexts = self.map::<u32, Group>(LOOK, "contexts")?;
             return Ok(from_task(&task, &contexts.get(&task[0], 0).unwrap_or_default()));
         }
         // Its directory in /proc would not be there for processes of other contexts.
@@ -160,17 +234,53 @@ impl Bpf {
         }
     }
 
-    fn map<K: Pod, V: Pod>(&self, name: &str) -> Result<HashMap<MapData, K, V>, ContextError> {
+    /// A pinned map, for the call `what`.
+    fn map<K: Pod, V: Pod>(
+        &self,
+        what: &'static str,
+        name: &str,
+    ) -> Result<HashMap<MapData, K, V>, ContextError> {
         let path = Pins::of(&self.host).map(name);
-        let missing = ContextError::NotSupported { what: LOOK, cure: CURE };
-        if !path.exists() {
-            return Err(missing);
+        let missing = ContextError::NotSupported { what, cure: CURE };
+        let denied = ContextError::NotPermitted { what, why: "run as root of the host, in context 0" };
+        match path.try_exists() {
+            Ok(true) => {}
+            Ok(false) => return Err(missing),
+            Err(_) => return Err(denied),
         }
-        let denied =
-            |_| ContextError::NotPermitted { what: LOOK, why: "run as root of the host, in context 0" };
-        let data = MapData::from_pin(&path).map_err(denied)?;
+        let data = MapData::from_pin(&path).map_err(|_| denied)?;
         HashMap::try_from(Map::HashMap(data)).map_err(|_| missing)
     }
+}
+
+fn groups() -> Result<Groups, ContextError> {
+    Groups::find(Path::new(PROC))
+}
+
+fn shares(flags: u32) -> bool {
+    flags & FLAG_SCHED != 0
+}
+
+/// The numbers in /proc.
+fn processes() -> impl Iterator<Item = u32> {
+    let names = std::fs::read_dir(PROC).into_iter().flatten().flatten();
+    names.filter_map(|name| name.file_name().to_str()?.parse().ok())
+}
+
+/// The processes of the caller's own context: no signal reaches any other.
+fn own_members() -> BTreeSet<u32> {
+    let is_reached = |pid: &u32| {
+        let pid = i32::try_from(*pid).ok().and_then(Pid::from_raw);
+        pid.is_some_and(|pid| test_kill_process(pid).is_ok())
+    };
+    processes().filter(is_reached).collect()
+}
+
+/// Whether the caller knows processes by the numbers that the maps have.
+fn is_in_hosts_numbers() -> bool {
+    /// `PROC_PID_INIT_INO` of `linux/proc_ns.h`.
+    const HOSTS: &str = "pid:[4026531836]";
+    std::fs::read_link(format!("{PROC}/self/ns/pid")).is_ok_and(|link| link == Path::new(HOSTS))
 }
 
 /// A context's initpid may be younger than what its tasks have of it.

@@ -98,6 +98,8 @@ pub(crate) enum Stop {
     NotSealed(Errno),
     /// It could not be begun, which says nothing about the seal.
     Setup(String),
+    /// What it is about is not there.
+    Lacking(String),
     /// The kernel said yes, and yet.
     Wrong(String),
 }
@@ -304,6 +306,7 @@ impl Place {
 fn judge(law: &Law, result: Res, changes: &[String]) -> Cell {
     match (law.wants, result) {
         (_, Err(Stop::Refused(Errno::NOSYS))) => Cell::Skipped("ENOSYS".into()),
+        (_, Err(Stop::Lacking(why))) => Cell::Skipped(why),
         (_, Err(Stop::Setup(why))) => Cell::Fail(format!("could not be tried: {why}")),
         (_, Err(Stop::Wrong(why))) => Cell::Fail(why),
         (Wants::Denied(_), Err(Stop::NotSealed(Errno::BUSY | Errno::TXTBSY | Errno::AGAIN))) => Cell::Pass,
@@ -319,7 +322,7 @@ fn judge(law: &Law, result: Res, changes: &[String]) -> Cell {
 fn say(stop: &Stop) -> String {
     match stop {
         Stop::Refused(errno) | Stop::NotSealed(errno) => spell(*errno),
-        Stop::Setup(why) | Stop::Wrong(why) => why.clone(),
+        Stop::Setup(why) | Stop::Lacking(why) | Stop::Wrong(why) => why.clone(),
     }
 }
 
@@ -361,6 +364,7 @@ fn in_child(case: &Case, deed: fn(&Case) -> Res) -> Res {
         Err(Stop::Refused(errno)) => format!("refused {}", errno.raw_os_error()),
         Err(Stop::NotSealed(errno)) => format!("unsealed {}", errno.raw_os_error()),
         Err(Stop::Setup(why)) => format!("setup {why}"),
+        Err(Stop::Lacking(why)) => format!("lacking {why}"),
         Err(Stop::Wrong(why)) => format!("wrong {why}"),
     });
     let said = match ended {
@@ -375,6 +379,7 @@ fn in_child(case: &Case, deed: fn(&Case) -> Res) -> Res {
         Some(("refused", number)) => Err(errno_of(number).into()),
         Some(("unsealed", number)) => Err(Stop::NotSealed(errno_of(number))),
         Some(("setup", why)) => Err(Stop::Setup(why.into())),
+        Some(("lacking", why)) => Err(Stop::Lacking(why.into())),
         Some((_, why)) => Err(Stop::Wrong(why.into())),
         None => Err(Stop::Wrong("said nothing".into())),
     }

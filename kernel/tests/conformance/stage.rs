@@ -190,7 +190,7 @@ impl ContextLaw {
             Err(Stop::Refused(errno)) if self.wants.contains(&errno) => "pass".into(),
             Err(Stop::Refused(Errno::NOSYS)) => "skip ENOSYS".into(),
             Err(Stop::Refused(errno) | Stop::NotSealed(errno)) => format!("fail {}", spell(errno)),
-            Err(Stop::Setup(why)) => format!("skip {why}"),
+            Err(Stop::Setup(why) | Stop::Lacking(why)) => format!("skip {why}"),
             Err(Stop::Wrong(why)) => format!("fail {why}"),
         }
     }

@@ -146,6 +146,11 @@ pub(crate) const ALL: &[Group] = &[
         laws: Laws::Processes(processes::ROOT),
     },
     Group {
+        name: "share",
+        about: "All processes of a context with `sched` get of the processors what one gets",
+        laws: Laws::Processes(processes::SHARE),
+    },
+    Group {
         name: ROOTS,
         about: "Guests on one machine have an IPv4 address each, and no other",
         laws: Laws::Roots,

@@ -64,10 +64,11 @@ pub(crate) const LAWS: &[Law] = &[
         call(libc::SYS_chroot, &[at(path.as_bytes_with_nul())])?;
         Ok(())
     }),
-    forbids("a user namespace", ONLY_PERM, |_| {
+    forbids("a raw socket in a user and a network namespace", ONLY_PERM, |_| {
         lower(NET_RAW)?;
         become_nobody()?;
-        call(libc::SYS_unshare, &[libc::CLONE_NEWUSER as usize])?;
+        call(libc::SYS_unshare, &[(libc::CLONE_NEWUSER | libc::CLONE_NEWNET) as usize])?;
+        call(libc::SYS_socket, &[libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP].map(|n| n as usize))?;
         Ok(())
     }),
     forbids("bpf(2), with all capabilities", ONLY_PERM, |_| {

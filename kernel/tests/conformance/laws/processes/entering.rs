@@ -1,6 +1,6 @@
 //! The call itself: who may make it, how long it holds, and the properties that come with it.
 
-use kernel::{Capabilities, ContextEntry, Errno, Properties, Which};
+use kernel::{Capabilities, ContextEntry, Errno, Properties, Provider, Which};
 
 use super::{
     FRESH, ONLY_PERM, Other, allows, become_nobody, enter, forbids, number, patiently, try_fork, whereabouts,
@@ -221,6 +221,7 @@ pub(crate) const LAWS: &[Law] = &[
         demand(status.context > 1, &format!("{status:?}"))
     }),
     forbids("a reload of the programs lets nobody out", ONLY_PERM, |_| {
+        has_programs()?;
         let other = Other::fresh()?;
         let limited = raw::fork(|| i32::from(limited_forks().is_err()));
         if (kernel::bpf::objects::CONTEXTS.is_live)() {
@@ -233,6 +234,16 @@ pub(crate) const LAWS: &[Law] = &[
         call(libc::SYS_kill, &[other.pid(), 0])?;
         Ok(())
     }),
+    allows("programs that are loaded anew know no context from before", |_| {
+        has_programs()?;
+        let private = ContextEntry { which: Which::Number(213), ..with(|all| all.private = true) };
+        let other = Other::start(|| enter(&private).map(told))?;
+        demand(other.told == 213, "nobody makes contexts")?;
+        let (host, contexts) = (kernel::bpf::Host::default(), &kernel::bpf::objects::CONTEXTS);
+        let anew = kernel::bpf::unload(&host, contexts).and_then(|()| kernel::bpf::load(&host, contexts));
+        anew.map_err(|error| Stop::Setup(error.to_string()))?;
+        enter(&private).map(drop)
+    }),
     allows("two thousand contexts, one after the other", |_| {
         for _ in 0..2000 {
             fresh()?;
@@ -240,6 +251,14 @@ pub(crate) const LAWS: &[Law] = &[
         Ok(())
     }),
 ];
+
+/// Whether it is programs that make contexts here, or would.
+fn has_programs() -> Res {
+    if kernel::contexts().provider() == Provider::Patch {
+        return Err(Stop::Lacking("the patch has no programs".into()));
+    }
+    Ok(())
+}
 
 /// A fresh context with a property.
 fn with(property: fn(&mut Properties)) -> ContextEntry {

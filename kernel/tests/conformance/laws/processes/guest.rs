@@ -8,7 +8,7 @@ use super::super::open::{mount, private_mounts};
 use super::ipc::BARRED;
 use super::{FOREIGN, FRESH, ONLY_PERM, Other, enter, forbids, number};
 use crate::bytes;
-use crate::case::{Case, Law, Ready, Res};
+use crate::case::{Case, Law, Ready, Res, Stop};
 use crate::raw::{self, at, call, text};
 
 /// What answers a call that needs a capability.
@@ -90,9 +90,11 @@ pub(crate) const LAWS: &[Law] = &[
         call(libc::SYS_rmdir, &[at(directory.as_bytes_with_nul())])?;
         Ok(())
     }),
-    forbids("a user namespace", NEEDS, |_| {
+    forbids("name the machine in a user namespace", NEEDS, |_| {
         guest()?;
-        call(libc::SYS_unshare, &[libc::CLONE_NEWUSER as usize])?;
+        call(libc::SYS_unshare, &[(libc::CLONE_NEWUSER | libc::CLONE_NEWUTS) as usize])?;
+        let name = text("mine");
+        call(libc::SYS_sethostname, &[at(name.as_bytes_with_nul()), 4])?;
         Ok(())
     }),
     forbids("press the host's keys by sysrq-trigger", NEEDS, |_| to_write("/proc/sysrq-trigger")),
@@ -142,6 +144,9 @@ fn pin(case: &Case) -> Res<CString> {
 }
 
 fn to_write(path: &str) -> Res {
+    if !std::path::Path::new(path).exists() {
+        return Err(Stop::Lacking(format!("this kernel has no {path}")));
+    }
     guest()?;
     raw::open(path, libc::O_WRONLY)?;
     Ok(())

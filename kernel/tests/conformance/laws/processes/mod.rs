@@ -17,6 +17,7 @@ mod guest;
 mod ipc;
 mod reach;
 mod root;
+mod share;
 mod sight;
 
 pub(crate) use ceiling::LAWS as CEILING;
@@ -25,6 +26,7 @@ pub(crate) use guest::LAWS as GUEST;
 pub(crate) use ipc::LAWS as IPC;
 pub(crate) use reach::LAWS as REACH;
 pub(crate) use root::LAWS as ROOT;
+pub(crate) use share::LAWS as SHARE;
 pub(crate) use sight::LAWS as SIGHT;
 
 /// A foreign process may be forbidden or not be there at all.
@@ -62,7 +64,7 @@ fn enter(entry: &kernel::ContextEntry) -> Res<Option<u32>> {
         Err(ContextError::NotPermitted { .. }) => Err(Errno::PERM.into()),
         Err(ContextError::Threads { .. }) => Err(Errno::BUSY.into()),
         Err(ContextError::NoProcess(_)) => Err(Errno::SRCH.into()),
-        Err(ContextError::Kernel { errno, .. }) => Err(errno.into()),
+        Err(ContextError::Group { errno, .. } | ContextError::Kernel { errno, .. }) => Err(errno.into()),
     }
 }
 
