@@ -84,9 +84,7 @@ impl Fs for Real {
         match fs::linkat(file, c"", to.dir, to.name, AtFlags::EMPTY_PATH) {
             // Without CAP_DAC_READ_SEARCH the kernel answers ENOENT; /proc offers the same inode.
             Err(Errno::NOENT) => {
-                use std::os::fd::AsRawFd;
-                let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
-                fs::linkat(fs::CWD, path, to.dir, to.name, AtFlags::SYMLINK_FOLLOW)
+                fs::linkat(fs::CWD, file.name_in_proc(), to.dir, to.name, AtFlags::SYMLINK_FOLLOW)
             }
             other => other,
         }

@@ -1,6 +1,6 @@
 //! Directories and files held open. Law 5 lives here.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{self, AtFlags, Mode, OFlags, ResolveFlags};
@@ -156,6 +156,11 @@ fn split_path(path: &[u8]) -> Result<(&[u8], &[u8])> {
 }
 
 impl File {
+    /// A name of the open file, whatever became of those that it had, for calls that take no descriptor.
+    pub(crate) fn name_in_proc(&self) -> String {
+        format!("/proc/self/fd/{}", self.0.as_raw_fd())
+    }
+
     /// Metadata of the open file.
     pub fn stat(&self) -> Result<Stat> {
         Ok(fs::statx(self, c"", AtFlags::EMPTY_PATH, BASIC)?.into())
@@ -163,16 +168,13 @@ impl File {
 
     /// The same file, opened once more and only for reading; closes this.
     pub fn reopen_to_read(self) -> Result<Self> {
-        use std::os::fd::AsRawFd;
-        let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
-        Ok(Self(fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
+        Ok(Self(fs::open(self.name_in_proc(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
     }
 
     /// The same file, opened once more to be read from the disk and not from memory (`O_DIRECT`): into aligned
     /// buffers, from aligned positions. `EINVAL` where the file system can't.
     pub fn reopen_direct(&self) -> Result<Self> {
-        use std::os::fd::AsRawFd;
-        let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        let path = self.name_in_proc();
         let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC;
         Ok(Self(open_quietly(|flags| fs::open(&path, flags, Mode::empty()), flags)?))
     }
