@@ -512,6 +512,19 @@ static int is_listed(const char *directory, const char *name)
 	return found;
 }
 
+/* Hears of sockets that end; returns as bind(2). */
+static int hear_ends(void)
+{
+	struct sockaddr_nl name = { .nl_family = AF_NETLINK, .nl_groups = 0xf };
+	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG), result, error;
+
+	result = bind(fd, (void *)&name, sizeof(name));
+	error = errno;
+	close(fd);
+	errno = error;
+	return result;
+}
+
 /* The tables of /proc/net: those that tell contexts apart or only count, and what else the network has. */
 static void tables(const char *who, int sees_all)
 {
@@ -529,7 +542,9 @@ static void tables_of_a_guest(void *argument)
 	new_s_context(-1, 0, 0);
 	tables("who is in a context", 0);
 	check(vsock_diag() == 0, "sock_diag: who is in a context sees no family that isn't told apart");
+	DENIED(hear_ends(), EPERM, "sock_diag: nor hears of sockets that end");
 	WORKS(unshare(CLONE_NEWNET), "a network of one's own");
+	WORKS(hear_ends(), "sock_diag: where one hears of them");
 	tables("who has a network of one's own", 1);
 }
 

@@ -346,6 +346,10 @@ static void sched(void *argument)
 	}
 	waitpid(child, &status, 0);
 	check(!status, "a new session stays in it");
+	check(write_file("/proc/self/autogroup", "5") == 0, "root of the machine changes its weight");
+	WORKS(new_s_context(-2, 1ull << 21, 0), "without CAP_SYS_ADMIN");
+	DENIED(write_file("/proc/self/autogroup", "6"), EPERM, "no member does");
+	snprintf(first, sizeof(first), "%s", autogroup());
 	WORKS(new_s_context(-1, 0, 0), "a fresh context from there");
 	check(!strcmp(status_of(0, "ctxflags"), "2"), "has the flag");
 	check(!strcmp(first, autogroup()), "and stays in the group");
@@ -392,6 +396,9 @@ static void control_groups(void *argument)
 	DENIED(open(GROUPS "/service/cgroup.freeze", O_WRONLY), EPERM, "nor stops one");
 	DENIED(mkdir(GROUPS "/service/more", 0755), EPERM, "nor makes one");
 	DENIED(rmdir(GROUPS "/service"), EPERM, "nor removes one");
+	DENIED(chmod(GROUPS "/cgroup.procs", 0666), EPERM, "nor changes the mode of its files");
+	DENIED(chown(GROUPS "/service", 1, 1), EPERM, "nor the owner of one");
+	DENIED(setxattr(GROUPS "/service", "user.delegate", "1", 1, 0), EPERM, "nor its attributes");
 	DENIED(fork_into(GROUPS "/service"), EPERM, "nor starts a child in one");
 }
 
