@@ -208,8 +208,11 @@ VS_INLINE int hold(__u32 number)
 	return 0;
 }
 
-/* For a task from elsewhere: into a context that somebody holds, or that is made so. */
-VS_INLINE int join(__u32 number)
+/*
+ * For a task from elsewhere: into a context that somebody holds, or that is made so. Those who are there are in
+ * control groups of their own, and not to be moved about: they share, or they don't.
+ */
+VS_INLINE int join(__u32 number, __u32 flags)
 {
 	struct vs_context new = { .held = 1 };
 
@@ -223,6 +226,8 @@ VS_INLINE int join(__u32 number)
 			continue;
 		}
 		if (context->flags & VS_FLAG_PRIVATE)
+			return -EPERM;
+		if (flags & ~context->flags & VS_FLAG_SCHED)
 			return -EPERM;
 		held = context->held;
 		/* From 0 it does not come back: who let it go is about to delete it. */
@@ -376,7 +381,7 @@ VS_INLINE void settle(struct task_struct *task, struct vs_task *entry, __u32 fla
 
 /*
  * Properties of a context that others are in: for its administrator, or who is alone in it. A user could take
- * all the others' room, shut the host's root out, or shut the others in.
+ * all the others' room, shut the host's root out, or shut the others in. To share takes who is alone, see join().
  */
 VS_INLINE int may_settle(struct task_struct *task, struct vs_task *entry, __u32 flags)
 {
@@ -390,11 +395,13 @@ VS_INLINE int may_settle(struct task_struct *task, struct vs_task *entry, __u32 
 	context = vs_map_lookup(&contexts, &number);
 	if (!context)
 		return 0;
-	return context->held == 1 || is_administrator(task, entry->removed);
+	if (context->held == 1)
+		return 1;
+	return !(flags & ~context->flags & VS_FLAG_SCHED) && is_administrator(task, entry->removed);
 }
 
 /* Out of where it is, into another context. */
-VS_INLINE int move(struct task_struct *task, struct vs_task *entry, __s64 which)
+VS_INLINE int move(struct task_struct *task, struct vs_task *entry, __s64 which, __u32 flags)
 {
 	__u32 from = entry->context;
 	struct vs_context *old = vs_map_lookup(&contexts, &from);
@@ -421,7 +428,7 @@ VS_INLINE int move(struct task_struct *task, struct vs_task *entry, __s64 which)
 			return -EPERM;
 		if (which < 1 || which > LAST_NUMBER)
 			return -EINVAL;
-		error = join(which);
+		error = join(which, flags);
 		if (error != 0)
 			return error;
 		entry->context = which;
@@ -448,7 +455,7 @@ VS_INLINE int change(struct task_struct *task, struct vs_task *entry, __s64 whic
 			return -EPERM;
 	} else {
 		int is_sharing = shares(entry->context);
-		int error = move(task, &next, which);
+		int error = move(task, &next, which, flags);
 
 		if (error != 0)
 			return error;
@@ -746,7 +753,11 @@ VS_INLINE int set_attributes(struct dentry *dentry, struct iattr *wanted)
 {
 	struct inode *inode = dentry->d_inode;
 
-	if (!inode || inode->i_sb->s_magic != PROC_SUPER_MAGIC)
+	if (!inode)
+		return 0;
+	if (is_of_groups(inode))
+		return is_barred() ? -EPERM : 0;
+	if (inode->i_sb->s_magic != PROC_SUPER_MAGIC)
 		return 0;
 	if (wanted->ia_valid & (ATTR_MODE | ATTR_UID | ATTR_GID) && is_barred())
 		return -EPERM;
@@ -763,6 +774,32 @@ SEC("lsm/inode_setattr")
 int inode_setattr__args3(__u64 *ctx)
 {
 	return set_attributes((void *)ctx[1], (void *)ctx[2]);
+}
+
+VS_INLINE int set_extended_attribute(struct dentry *dentry)
+{
+	struct inode *inode = dentry->d_inode;
+
+	return inode && is_of_groups(inode) && is_barred() ? -EPERM : 0;
+}
+
+SEC("lsm/inode_setxattr")
+int inode_setxattr(__u64 *ctx)
+{
+	return set_extended_attribute((void *)ctx[1]);
+}
+
+SEC("lsm/inode_removexattr")
+int inode_removexattr(__u64 *ctx)
+{
+	return set_extended_attribute((void *)ctx[1]);
+}
+
+/* Each takes of the host's memory, and there are 65,535 at most. */
+SEC("lsm/inode_mkdir")
+int inode_mkdir(__u64 *ctx)
+{
+	return is_of_groups((struct inode *)ctx[0]) && is_barred() ? -EPERM : 0;
 }
 
 /* Where helpers may not read the kernel's memory, nothing is hidden in /proc: a PID namespace has to. */
@@ -805,30 +842,30 @@ int bpf(__u64 *ctx)
 	return 0;
 }
 
-/* What is pinned goes with its last name: the programs themselves do. */
-VS_INLINE int pin_in(struct inode *dir)
+/* What is pinned goes with its last name: the programs themselves do. Nor does a control group of the host's go. */
+VS_INLINE int kept_in(struct inode *dir)
 {
 	if (dir->i_sb->s_magic == BPF_FS_MAGIC && own_context() != 0)
 		return -EPERM;
-	return 0;
+	return is_of_groups(dir) && is_barred() ? -EPERM : 0;
 }
 
 SEC("lsm/inode_unlink")
 int inode_unlink(__u64 *ctx)
 {
-	return pin_in((struct inode *)ctx[0]);
+	return kept_in((struct inode *)ctx[0]);
 }
 
 SEC("lsm/inode_rmdir")
 int inode_rmdir(__u64 *ctx)
 {
-	return pin_in((struct inode *)ctx[0]);
+	return kept_in((struct inode *)ctx[0]);
 }
 
 SEC("lsm/inode_rename")
 int inode_rename(__u64 *ctx)
 {
-	return pin_in((struct inode *)ctx[0]);
+	return kept_in((struct inode *)ctx[0]);
 }
 
 /* ---- the root -------------------------------------------------------------------------------- */

@@ -141,18 +141,20 @@ VS_INLINE int open_of_proc(struct file *file)
 	return 0;
 }
 
+VS_INLINE int is_of_groups(struct inode *inode)
+{
+	unsigned long magic = inode->i_sb->s_magic;
+
+	return magic == CGROUP2_SUPER_MAGIC || magic == CGROUP_SUPER_MAGIC;
+}
+
 /*
  * Control groups are the host's own, too. Who may not mount them may still find them mounted, and as root it could
  * write itself into another one, or its own another weight.
  */
 VS_INLINE int writes_to_groups(struct file *file)
 {
-	unsigned long magic;
-
-	if (!(file->f_mode & FMODE_WRITE))
-		return 0;
-	magic = file->f_inode->i_sb->s_magic;
-	return (magic == CGROUP2_SUPER_MAGIC || magic == CGROUP_SUPER_MAGIC) && is_barred();
+	return file->f_mode & FMODE_WRITE && is_of_groups(file->f_inode) && is_barred();
 }
 
 #endif

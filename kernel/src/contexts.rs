@@ -67,7 +67,8 @@ pub struct Properties {
     /// No further change of context, for anybody who is in it.
     pub lock: bool,
     /// All processes of the context share one process's part of the processors. By the eBPF programs that takes a
-    /// control group below the caller's own, and so root of the host or a group that is delegated.
+    /// control group below the caller's own, and so root of the host or a group that is delegated, and somebody who
+    /// asks for it before there are others.
     pub sched: bool,
     /// The limit of processes of a user counts for the whole context.
     pub nproc: bool,
@@ -231,7 +232,7 @@ fn refused(what: &'static str, errno: Errno, cure: &'static str) -> ContextError
             let why = match what {
                 ENTER => {
                     "the context is locked or private, or a number was asked for outside context 0 or without \
-                     CAP_SYS_ADMIN"
+                     CAP_SYS_ADMIN, or a property for a context that others are in"
                 }
                 SET_ROOT => "it is set already, or the caller is in a locked context",
                 _ => "run as root of the host",

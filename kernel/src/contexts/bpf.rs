@@ -158,8 +158,8 @@ fn unanswered(what: &'static str, errno: Errno) -> ContextError {
 const PROC: &str = "/proc";
 
 impl Bpf {
-    /// Moves the caller, and who is in the context that it is about to enter, to where that shares the processors;
-    /// `None` where nothing is to share. What is refused here would be so by the programs, or is said in their place.
+    /// Moves the caller to where the context that it is about to enter shares the processors, or will; `None` where
+    /// nothing is to share. What the programs refuse is undone.
     fn join_share(&self, entry: &Entry) -> Result<Option<Joined>, ContextError> {
         if !Self::is_loaded() {
             return Ok(None);
@@ -167,12 +167,12 @@ impl Bpf {
         let is_asked = entry.properties.sched;
         let own = part(GET_CONTEXT, u32::BITS)?;
         match entry.which {
-            Which::Fresh if is_asked => groups()?.make(share::Name::Caller, || Ok(BTreeSet::new())).map(Some),
-            Which::Keep if is_asked && own != 0 && !shares(part(GET_FLAGS, u32::BITS)? as u32) => {
-                groups()?.make(share::Name::Caller, || Ok(own_members())).map(Some)
-            }
+            // A fresh context shares with the one before.
+            Which::Fresh | Which::Keep if !is_asked || shares(part(GET_FLAGS, u32::BITS)? as u32) => Ok(None),
+            Which::Keep if own == 0 => Ok(None),
+            Which::Fresh | Which::Keep => groups()?.make(share::Name::Caller).map(Some),
             Which::Number(number) if own == 0 => self.join_share_of(number, is_asked),
-            _ => Ok(None),
+            Which::Number(_) => Ok(None),
         }
     }
 
@@ -180,16 +180,12 @@ impl Bpf {
     fn join_share_of(&self, number: u32, is_asked: bool) -> Result<Option<Joined>, ContextError> {
         let contexts = self.map::<u32, Group>(ENTER, "contexts")?;
         let [_held, _limit, flags, _init] = contexts.get(&number, 0).unwrap_or_default();
-        if flags & FLAG_PRIVATE != 0 || !(shares(flags) || is_asked) {
-            return Ok(None);
+        match () {
+            () if flags & FLAG_PRIVATE != 0 => Ok(None),
+            () if shares(flags) => groups()?.join(number, &self.members(number)?).map(Some),
+            () if is_asked => groups()?.make(share::Name::Number(number)).map(Some),
+            () => Ok(None),
         }
-        let groups = groups()?;
-        if shares(flags)
-            && let Some(joined) = groups.join(&self.members(number)?)?
-        {
-            return Ok(Some(joined));
-        }
-        groups.make(share::Name::Number(number), || self.members(number)).map(Some)
     }
 
     /// The processes of a context, for the host's root outside it.
@@ -245,6 +241,10 @@ impl Bpf {
         let denied = ContextError::NotPermitted { what, why: "run as root of the host, in context 0" };
         match path.try_exists() {
             Ok(true) => {}
+            Ok(false) if Self::is_loaded() => {
+                let why = "what the programs know is not seen from here: do it where the host's /sys/fs/bpf is mounted";
+                return Err(ContextError::NotPermitted { what, why });
+            }
             Ok(false) => return Err(missing),
             Err(_) => return Err(denied),
         }
@@ -265,15 +265,6 @@ fn shares(flags: u32) -> bool {
 fn processes() -> impl Iterator<Item = u32> {
     let names = std::fs::read_dir(PROC).into_iter().flatten().flatten();
     names.filter_map(|name| name.file_name().to_str()?.parse().ok())
-}
-
-/// The processes of the caller's own context: no signal reaches any other.
-fn own_members() -> BTreeSet<u32> {
-    let is_reached = |pid: &u32| {
-        let pid = i32::try_from(*pid).ok().and_then(Pid::from_raw);
-        pid.is_some_and(|pid| test_kill_process(pid).is_ok())
-    };
-    processes().filter(is_reached).collect()
 }
 
 /// Whether the caller knows processes by the numbers that the maps have.

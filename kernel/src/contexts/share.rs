@@ -9,9 +9,12 @@
 //!   below is *threaded*: the two are one then for all controllers but a few, and `cpu` is of those. So the caller's
 //!   group keeps its processes, and its limits of memory and the like count for the context, too.
 //!
-//! Groups that are empty are removed by the next who makes one beside them. Nobody is told when a context ends.
+//! Who comes to a context that shares joins its group, and whoever is there already is not moved: the first who enters
+//! asks for a share. Groups that are empty are removed by the next who makes one beside them. Nobody is told when a
+//! context ends.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use super::ContextError;
@@ -99,20 +102,26 @@ pub(super) struct Joined {
     group: PathBuf,
     /// The caller's group before.
     from: PathBuf,
-    /// Others that were moved, and their groups before.
-    moved: BTreeMap<u32, PathBuf>,
+    /// Whether the group was not there before.
+    is_new: bool,
+    /// The groups that did not hand the controller down before, the topmost first.
+    enabled: Vec<PathBuf>,
 }
 
 impl Groups {
     /// Those of the process that `proc`, a file system of processes, has as `self`.
     pub(super) fn find(proc: &Path) -> Result<Self, ContextError> {
+        Self::find_if(proc, is_group)
+    }
+
+    fn find_if(proc: &Path, is_group: fn(&Path) -> bool) -> Result<Self, ContextError> {
         let read = |name: &str| std::fs::read_to_string(proc.join("self").join(name)).unwrap_or_default();
         let none = ContextError::NotSupported {
             what: SHARE,
             cure: "mount control groups with the cpu controller, so that the caller's own is seen (mount -t cgroup2 \
                    cgroup2 /sys/fs/cgroup)",
         };
-        let groups = Self::of(&read("cgroup"), &read("mountinfo")).ok_or_else(|| none.clone())?;
+        let groups = Self::of(&read("cgroup"), &read("mountinfo"), is_group).ok_or_else(|| none.clone())?;
         // No controller is handed down to who is not offered it at the top.
         if groups.version == Version::V2 && !groups.ancestors().any(|group| lists(&group.join(CONTROLLERS))) {
             return Err(none);
@@ -121,17 +130,18 @@ impl Groups {
     }
 
     /// By `cgroups(7)` and `proc_pid_mountinfo(5)`.
-    fn of(memberships: &str, mounts: &str) -> Option<Self> {
+    fn of(memberships: &str, mounts: &str, is_group: fn(&Path) -> bool) -> Option<Self> {
         let (version, path) = membership(memberships)?;
         let seen_at = |mount: Mount| {
             // Both are told from the caller's cgroup namespace, and may climb out of it alike.
             let below = path.strip_prefix(&mount.root).ok()?;
             let is_below = below.components().all(|part| matches!(part, Component::Normal(_)));
             let own = mount.point.join(below);
-            // Another mount may hide it; the last is on top.
-            (is_below && own.join(PROCESSES).exists()).then_some(Self { version, top: mount.point, own })
+            // Another mount may hide it, or something else be there by now.
+            (is_below && is_group(&own)).then_some(Self { version, top: mount.point, own })
         };
-        mounts.lines().rev().filter_map(|line| Mount::of(line, version)).find_map(seen_at)
+        // The first is the host's own; later ones may be a guest's.
+        mounts.lines().filter_map(|line| Mount::of(line, version)).find_map(seen_at)
     }
 
     /// The caller's group and those above it, the topmost last.
@@ -139,123 +149,116 @@ impl Groups {
         self.own.ancestors().take_while(|group| group.starts_with(&self.top))
     }
 
-    /// Moves the caller, and then all `members` of its context to be, into a group below the caller's. What `members`
-    /// says is asked for until nobody is left to move: they go on forking.
-    pub(super) fn make(
-        &self,
-        name: Name,
-        members: impl Fn() -> Result<BTreeSet<u32>, ContextError>,
-    ) -> Result<Joined, ContextError> {
-        let group = self.with_caller(name)?;
-        let mut joined = Joined { group, from: self.own.clone(), moved: BTreeMap::new() };
-        match self.gather(&mut joined, members) {
+    /// Moves the caller into a group below its own, which is made if it isn't there.
+    pub(super) fn make(&self, name: Name) -> Result<Joined, ContextError> {
+        // Where the caller may not come back, it may not go; and nothing has been changed so far.
+        open(&self.own, PROCESSES)?;
+        self.sweep();
+        let mut joined = self.joined(self.own.clone());
+        match self.try_make(name, &mut joined) {
             Ok(()) => Ok(joined),
             Err(error) => {
                 joined.leave();
-                Err(error)
+                Err(error.into())
             }
         }
     }
 
-    /// Moves the caller to where the `members` of its context to be share the processors; `None` if they don't.
-    pub(super) fn join(&self, members: &BTreeSet<u32>) -> Result<Option<Joined>, ContextError> {
-        let Some(group) = self.places(members).into_values().find(|group| is_ours(group)) else {
-            return Ok(None);
-        };
-        write(&group, PROCESSES, CALLER)?;
-        Ok(Some(Joined { group, from: self.own.clone(), moved: BTreeMap::new() }))
-    }
-
-    /// A group below the caller's, with the caller in it.
-    fn with_caller(&self, name: Name) -> Result<PathBuf, ContextError> {
-        // Where the caller may not come back, it may not go; and nothing has been changed so far.
-        open(&self.own, PROCESSES)?;
-        self.hand_down()?;
-        self.sweep();
+    fn try_make(&self, name: Name, joined: &mut Joined) -> Result<(), Fault> {
+        self.hand_down(&mut joined.enabled)?;
         for attempt in 0..TRIES {
-            let group = self.own.join(name.text(attempt));
-            match (make(&group), name) {
-                (Ok(()), _) | (Err(Fault(_, Errno::EXIST)), Name::Number(_)) => {}
+            joined.group = self.own.join(name.text(attempt));
+            match (make(&joined.group), name) {
+                (Ok(()), _) => joined.is_new = true,
+                (Err(Fault(_, Errno::EXIST)), Name::Number(_)) => {}
                 (Err(Fault(_, Errno::EXIST)), Name::Caller) => continue,
-                (Err(fault), _) => return Err(fault.into()),
+                (Err(fault), _) => return Err(fault),
             }
-            match self.begin(&group) {
-                Ok(()) => return Ok(group),
+            match self.begin(joined) {
                 // Somebody else has swept it away before the caller was in it.
                 Err(Fault(_, Errno::NOENT | Errno::NODEV)) => {}
-                Err(fault) => {
-                    remove(&group).ok();
-                    return Err(fault.into());
-                }
+                done => return done,
             }
         }
-        Err(Fault(self.own.clone(), Errno::AGAIN).into())
+        Err(Fault(self.own.clone(), Errno::AGAIN))
     }
 
-    /// Version 2: lets groups above the caller's hand the controller down to it, where they don't. They go on doing
-    /// so, as others may rely on it by the time that the context is gone.
-    fn hand_down(&self) -> Result<(), Fault> {
+    /// Moves the caller to where the context of a number shares the processors, by its name or by `members`.
+    pub(super) fn join(&self, number: u32, members: &BTreeSet<u32>) -> Result<Joined, ContextError> {
+        for _ in 0..TRIES {
+            let Some(group) = self.group_of(number, members) else { break };
+            match write(&group, PROCESSES, CALLER) {
+                Ok(()) => return Ok(self.joined(group)),
+                // The last who was in it has gone.
+                Err(Fault(_, Errno::NOENT | Errno::NODEV)) => {}
+                Err(fault) => return Err(fault.into()),
+            }
+        }
+        Err(ContextError::NotPermitted {
+            what: SHARE,
+            why: "its processes share the processors in a control group that root of the host does not own, or that \
+                  is not seen from here: enter where they were started",
+        })
+    }
+
+    fn joined(&self, group: PathBuf) -> Joined {
+        Joined { group, from: self.own.clone(), is_new: false, enabled: Vec::new() }
+    }
+
+    /// The group of a context that others are in. It has to be root's, all the way: whoever may write to it ends or
+    /// stops what is in it.
+    fn group_of(&self, number: u32, members: &BTreeSet<u32>) -> Option<PathBuf> {
+        let named = Name::Number(number).text(0);
+        let (mut by_name, mut groups) = (None, vec![self.top.clone()]);
+        while let Some(group) = groups.pop() {
+            if !std::fs::metadata(&group).is_ok_and(|group| group.uid() == ROOT) {
+                continue;
+            }
+            if is_ours(&group) {
+                let threads = self.threads(&group);
+                if !threads.is_disjoint(members) {
+                    return Some(group);
+                }
+                // A process whose first thread has ended is not told by its number.
+                if !threads.is_empty() && group.ends_with(&named) {
+                    by_name = Some(group.clone());
+                }
+            }
+            groups.extend(children(&group));
+        }
+        by_name
+    }
+
+    /// Version 2: lets groups above the caller's hand the controller down to it, where they don't, and notes them.
+    fn hand_down(&self, enabled: &mut Vec<PathBuf>) -> Result<(), Fault> {
         if self.version == Version::V1 {
             return Ok(());
         }
         let lacking = self.ancestors().take_while(|group| !lists(&group.join(CONTROLLERS)));
         let above: Vec<_> = lacking.filter_map(Path::parent).collect();
-        above.into_iter().rev().try_for_each(enable)
+        above.into_iter().rev().try_for_each(|group| enable(group, enabled))
     }
 
-    /// Makes a new group ready, and moves the caller into it.
-    fn begin(&self, group: &Path) -> Result<(), Fault> {
+    /// Makes a group ready, and moves the caller into it.
+    fn begin(&self, joined: &mut Joined) -> Result<(), Fault> {
         if self.version == Version::V2 {
             // Before the controller: a group with processes hands it down to threaded ones only.
             if self.own.join(TYPE).exists() {
-                write(group, TYPE, "threaded")?;
+                write(&joined.group, TYPE, "threaded")?;
             }
-            enable(&self.own)?;
+            enable(&self.own, &mut joined.enabled)?;
         }
-        write(group, PROCESSES, CALLER)
+        write(&joined.group, PROCESSES, CALLER)
     }
 
-    /// Removes the groups beside the new one that nobody is in. The kernel refuses to remove others.
+    /// Removes the groups beside the new one that nobody is in, but for those with a context's number, which are used
+    /// again, and may have been given a weight. The kernel refuses to remove others.
     fn sweep(&self) {
         for group in children(&self.own).filter(|group| is_ours(group)) {
-            remove(&group).ok();
-        }
-    }
-
-    fn gather(
-        &self,
-        joined: &mut Joined,
-        members: impl Fn() -> Result<BTreeSet<u32>, ContextError>,
-    ) -> Result<(), ContextError> {
-        let mut tried = BTreeSet::from([std::process::id()]);
-        loop {
-            let inside = self.threads(&joined.group);
-            // One that has ended, and waits for its parent, is never inside.
-            let rest: BTreeSet<u32> =
-                members()?.into_iter().filter(|pid| !inside.contains(pid) && tried.insert(*pid)).collect();
-            if rest.is_empty() {
-                return Ok(());
-            }
-            for (pid, from) in self.places(&rest) {
-                match write(&joined.group, PROCESSES, &pid.to_string()) {
-                    Ok(()) => drop(joined.moved.insert(pid, from)),
-                    Err(Fault(_, Errno::SRCH)) => {} // it has ended
-                    Err(fault) => return Err(fault.into()),
-                }
+            if group.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"vserver-of-")) {
+                remove(&group).ok();
             }
         }
-    }
-
-    /// The groups that processes are in.
-    fn places(&self, processes: &BTreeSet<u32>) -> BTreeMap<u32, PathBuf> {
-        let mut places = BTreeMap::new();
-        let mut groups = vec![self.top.clone()];
-        while let Some(group) = groups.pop().filter(|_| places.len() < processes.len()) {
-            let here = self.threads(&group).into_iter().filter(|thread| processes.contains(thread));
-            places.extend(here.map(|process| (process, group.clone())));
-            groups.extend(children(&group));
-        }
-        places
     }
 
     /// The threads of a group, and not of those below. A process has the number of its first thread.
@@ -267,18 +270,20 @@ impl Groups {
 }
 
 impl Joined {
-    /// Takes everybody back to where they were. What others have forked meanwhile stays, which shares as before
-    /// with who is there.
+    /// Takes the caller back to where it was, and away what is there for it alone.
     pub(super) fn leave(self) {
         write(&self.from, PROCESSES, CALLER).ok();
-        for (pid, from) in &self.moved {
-            write(from, PROCESSES, &pid.to_string()).ok();
-        }
-        if self.group.parent() == Some(&self.from) {
+        if self.is_new {
             remove(&self.group).ok();
+        }
+        // Somebody else may have come to rely on it: on that of the lowest group, which the kernel then needs above.
+        for group in self.enabled.iter().rev().filter(|group| !children(group).any(|group| is_ours(&group))) {
+            write(group, HANDED_DOWN, &format!("-{CONTROLLER}")).ok();
         }
     }
 }
+
+const ROOT: u32 = 0;
 
 /// Instead of its number, in whatever PID namespace.
 const CALLER: &str = "0";
@@ -313,13 +318,14 @@ impl Mount {
         let (mount, super_block) = line.split_once(" - ")?;
         let mut fields = mount.split(' ').skip(3).map(unescape);
         let (root, point) = (fields.next()?.into(), fields.next()?.into());
+        let is_writable = fields.next()?.split(',').any(|word| word == "rw");
         let mut words = super_block.split(' ');
         let (kind, options) = (words.next()?, words.nth(1)?);
         let has_it = match version {
             Version::V1 => kind == "cgroup" && options.split(',').any(|word| word == CONTROLLER),
             Version::V2 => kind == "cgroup2",
         };
-        has_it.then_some(Self { root, point })
+        (has_it && is_writable).then_some(Self { root, point })
     }
 }
 
@@ -328,12 +334,21 @@ fn lists(path: &Path) -> bool {
     std::fs::read_to_string(path).is_ok_and(|text| text.split_whitespace().any(|word| word == CONTROLLER))
 }
 
-/// Lets a group of version 2 hand the controller down.
-fn enable(group: &Path) -> Result<(), Fault> {
+/// Whether a directory is a control group.
+fn is_group(path: &Path) -> bool {
+    /// `linux/magic.h`
+    const MAGICS: [i64; 2] = [0x0027_e0eb, 0x6367_7270];
+    rustix::fs::statfs(path).is_ok_and(|found| MAGICS.contains(&found.f_type))
+}
+
+/// Lets a group of version 2 hand the controller down, and notes it if it did not.
+fn enable(group: &Path, enabled: &mut Vec<PathBuf>) -> Result<(), Fault> {
     if lists(&group.join(HANDED_DOWN)) {
         return Ok(());
     }
-    write(group, HANDED_DOWN, &format!("+{CONTROLLER}"))
+    write(group, HANDED_DOWN, &format!("+{CONTROLLER}"))?;
+    enabled.push(group.into());
+    Ok(())
 }
 
 fn children(group: &Path) -> impl Iterator<Item = PathBuf> {
@@ -403,7 +418,7 @@ mod tests {
         }
 
         fn find(&self) -> Result<Groups, ContextError> {
-            Groups::find(&self.proc())
+            Groups::find_if(&self.proc(), |group| group.join(PROCESSES).exists())
         }
     }
 
@@ -459,15 +474,23 @@ mod tests {
         let lacks: &[_] = &[(CONTROLLERS, "io\n"), (HANDED_DOWN, "")];
         let fake =
             Fake::new("0::/a/b/c\n", UNIFIED, &[("", has), ("a", has), ("a/b", lacks), ("a/b/c", lacks)]);
-        fake.find().unwrap().hand_down().unwrap();
+        let mut enabled = Vec::new();
+        let groups = fake.find().unwrap();
+        groups.hand_down(&mut enabled).unwrap();
+        assert_eq!(enabled, ["a", "a/b"].map(|group| fake.at(group)));
         let handed = |group| fs::read_to_string(fake.at(group).join(HANDED_DOWN)).unwrap();
         assert_eq!(["", "a", "a/b", "a/b/c"].map(handed), ["", "+cpu", "+cpu", ""]);
+        // And no more, but where a context has come meanwhile.
+        fs::create_dir(fake.at("a/vserver-8")).unwrap();
+        Joined { enabled, ..groups.joined(fake.at("a")) }.leave();
+        assert_eq!(["a", "a/b"].map(handed), ["+cpu", "-cpu"]);
     }
 
     #[test]
     fn only_groups_made_here_are_swept_away() {
-        let ours = ["vserver-7", "vserver-of-812", "vserver-of-812-3"];
-        let others = ["vserver-", "vserver-of-", "vserver-web", "vserver-7.slice", "vserver-7-", "seven"];
+        let ours = ["vserver-of-812", "vserver-of-812-3"];
+        let others =
+            ["vserver-7", "vserver-", "vserver-of-", "vserver-web", "vserver-7.slice", "vserver-7-", "seven"];
         let fake = Fake::new("1:cpu:/\n", HYBRID, &[("cpu,cpuacct", &[])]);
         let groups = fake.find().unwrap();
         for name in ours.iter().chain(&others) {
@@ -479,24 +502,47 @@ mod tests {
     }
 
     #[test]
-    fn processes_are_found_wherever_they_are() {
+    fn a_share_is_found_by_who_is_in_it_or_by_its_number() {
+        fixtures::need!("a_share_is_found", fixtures::require_root());
+        let group = |threads: &'static str| [(THREADS_V2, threads)];
         let fake = Fake::new(
             "0::/a\n",
             UNIFIED,
             &[
                 ("", &[(CONTROLLERS, "cpu"), (THREADS_V2, "1\n2\n")]),
-                ("a", &[(THREADS_V2, "3\n")]),
-                ("a/vserver-7", &[(THREADS_V2, "4\n5\n")]),
+                ("a", &group("3\n")),
+                ("a/vserver-of-4", &group("4\n5\n")),
+                ("b/vserver-7", &group("8\n")),
+                ("b/vserver-9", &group("")),
+                ("user/vserver-of-6", &group("6\n")),
             ],
         );
+        std::os::unix::fs::chown(fake.at("user"), Some(65534), None).unwrap();
         let groups = fake.find().unwrap();
-        let wanted = BTreeSet::from([2, 5, 6]);
-        assert_eq!(groups.places(&wanted), [(2, fake.at("")), (5, fake.at("a/vserver-7"))].into());
-        let joined = groups.join(&wanted).unwrap().unwrap();
-        assert_eq!(fs::read_to_string(fake.at("a/vserver-7").join(PROCESSES)).unwrap(), CALLER);
+        let of = |number, members: &[u32]| groups.group_of(number, &members.iter().copied().collect());
+        assert_eq!(of(70000, &[2, 5]), Some(fake.at("a/vserver-of-4")));
+        assert_eq!(of(7, &[77]), Some(fake.at("b/vserver-7")), "its first thread has ended");
+        assert_eq!(of(9, &[77]), None, "nobody is there");
+        assert_eq!(of(70000, &[3]), None, "it does not share");
+        assert_eq!(of(70000, &[6]), None, "it is a user's");
+        let joined = groups.join(7, &BTreeSet::new()).unwrap();
+        assert_eq!(fs::read_to_string(fake.at("b/vserver-7").join(PROCESSES)).unwrap(), CALLER);
         joined.leave();
         assert_eq!(fs::read_to_string(fake.at("a").join(PROCESSES)).unwrap(), CALLER);
-        assert!(groups.join(&BTreeSet::from([3])).unwrap().is_none());
+        let refused = groups.join(9, &BTreeSet::new()).unwrap_err();
+        assert!(refused.to_string().contains("enter where they were started"), "{refused}");
+    }
+
+    #[test]
+    fn a_mount_that_is_read_only_or_later_is_not_the_hosts() {
+        let mounts = "1 0 0:1 / @/chroot ro - cgroup2 none rw\n\
+            2 0 0:1 / @/host rw - cgroup2 none rw\n\
+            3 0 0:1 / @/guest rw - cgroup2 none rw\n";
+        let files: &[_] = &[(CONTROLLERS, "cpu\n")];
+        let fake = Fake::new("0::/\n", mounts, &[("chroot", files), ("host", files), ("guest", files)]);
+        assert_eq!(fake.find().unwrap().own, fake.at("host"));
+        // What is no control group is none whatever is in it.
+        assert!(Groups::find(&fake.proc()).is_err());
     }
 
     #[test]
@@ -531,18 +577,20 @@ mod tests {
         let sleep = || Command::new("sleep").arg("20").spawn().unwrap();
         let mut first = sleep();
         let groups = Groups::find(Path::new("/proc")).unwrap();
-        let joined = groups.make(Name::Caller, || Ok([me, first.id()].into())).unwrap();
+        let joined = groups.make(Name::Caller).unwrap();
         let mut second = sleep();
         let own = format!("/vserver-of-{me}");
-        assert!([me, first.id(), second.id()].iter().all(|pid| here(*pid).contains(&own)), "{}", here(me));
+        assert!([me, second.id()].iter().all(|pid| here(*pid).contains(&own)), "{}", here(me));
+        assert_eq!(here(first.id()), before);
         // By one of its processes the group is found, and not made again.
-        let again = groups.join(&[second.id()].into()).unwrap().unwrap();
+        let again = groups.join(70000, &[second.id()].into()).unwrap();
         assert_eq!(again.group, joined.group);
-        second.kill().and_then(|()| second.wait()).unwrap();
+        for child in [&mut first, &mut second] {
+            child.kill().and_then(|()| child.wait()).unwrap();
+        }
         let group = joined.group.clone();
         joined.leave();
-        assert_eq!([here(me), here(first.id())], [before.clone(), before]);
+        assert_eq!(here(me), before);
         assert!(!group.exists());
-        first.kill().and_then(|()| first.wait()).unwrap();
     }
 }

@@ -8,7 +8,7 @@ use kernel::{Capabilities, ContextEntry, Errno, Properties, Which};
 use super::{FRESH, ONLY_PERM, allows, become_nobody, enter, forbids, try_fork, went_through, whereabouts};
 use crate::bytes;
 use crate::case::{Law, Ready, Res, Stop};
-use crate::raw::{self, at, call};
+use crate::raw::{self, at, call, text};
 
 /// A fresh context whose processes share.
 const SHARING: ContextEntry =
@@ -91,6 +91,55 @@ pub(crate) const LAWS: &[Law] = &[
     forbids("a guest gives its control group another weight", ONLY_PERM, |_| {
         Ok(std::fs::write(in_a_group()?.join("cpu.weight"), "10000")?)
     }),
+    forbids("a guest makes a control group", ONLY_PERM, |_| {
+        in_a_group()?;
+        Ok(std::fs::create_dir(format!("{GROUPS}/conformance-made-{}", std::process::id()))?)
+    }),
+    forbids("a guest removes a control group of the host's", ONLY_PERM, |_| {
+        let empty = PathBuf::from(format!("{GROUPS}/conformance-empty-{}", std::process::id()));
+        std::fs::create_dir(&empty).ready()?;
+        in_a_group()?;
+        Ok(std::fs::remove_dir(empty)?)
+    }),
+    forbids("a guest changes the mode of a control group's file", ONLY_PERM, |_| {
+        let file = in_a_group()?.join("cpu.weight");
+        Ok(std::fs::set_permissions(file, std::os::unix::fs::PermissionsExt::from_mode(0o666))?)
+    }),
+    forbids("a guest sets an attribute of a control group", ONLY_PERM, |_| {
+        let place = text(in_a_group()?);
+        let name = text("user.delegate");
+        let arguments = [at(place.as_bytes_with_nul()), at(name.as_bytes_with_nul()), at(b"1"), 1, 0];
+        call(libc::SYS_setxattr, &arguments)?;
+        Ok(())
+    }),
+    forbids("root joins a context that a user has in a control group of his own", ONLY_PERM, |_| {
+        let place = into_a_service()?;
+        let theirs = place.with_file_name("theirs");
+        std::fs::create_dir_all(&theirs).ready()?;
+        hand_down_to(&theirs)?;
+        for path in [theirs.clone(), theirs.join("cgroup.procs"), theirs.join("cgroup.subtree_control")] {
+            std::os::unix::fs::chown(path, Some(65534), Some(65534)).ready()?;
+        }
+        let (mut told, tell) = std::io::pipe().ready()?;
+        let until = Instant::now() + BUSY;
+        try_fork(|| {
+            let entered = std::fs::write(theirs.join("cgroup.procs"), "0")
+                .map_err(|error| Stop::Setup(error.to_string()))
+                .and_then(|()| become_nobody())
+                .and_then(|()| enter(&SHARING));
+            let number = entered.ok().flatten().unwrap_or(u32::MAX);
+            std::io::Write::write_all(&mut &tell, &number.to_ne_bytes()).ok();
+            busy(until, Ok(()))
+        })?;
+        let mut number = [0; 4];
+        std::io::Read::read_exact(&mut told, &mut number).ready()?;
+        let number = u32::from_ne_bytes(number);
+        if number == u32::MAX {
+            return Err(Stop::Setup("the user has no context".into()));
+        }
+        enter(&ContextEntry { which: Which::Number(number), ..FRESH })?;
+        went_through(control_group()?.contains("/theirs"))
+    }),
     forbids("a guest starts a child in the first control group", ONLY_PERM, |_| {
         in_a_group()?;
         let group = raw::open(GROUPS, libc::O_PATH).ready()?;
@@ -109,13 +158,14 @@ pub(crate) const LAWS: &[Law] = &[
         demand(ran.success() && whereabouts().is_some_and(|context| context > 1), "nobody is a guest")
     }),
     allows("who is refused stays where it was, and leaves nothing", |_| {
+        let place = into_a_service()?;
         enter(&ContextEntry { properties: Properties { lock: true, ..FRESH.properties }, ..FRESH })?;
-        let before = control_group()?;
+        let (before, was) = (control_group()?, state(&place));
         let refused = matches!(enter(&SHARING), Err(Stop::Refused(Errno::PERM)));
         demand(refused, "who is locked in gets out")?;
-        let (after, left) = (control_group()?, format!("{GROUPS}/vserver-of-{}", std::process::id()));
+        let after = control_group()?;
         demand(before == after, &format!("it was in {before}, and is in {after}"))?;
-        demand(!Path::new(&left).exists(), &format!("{left} is left"))
+        demand(was == state(&place), &format!("{was:?} has become {:?}", state(&place)))
     }),
     allows("an ordinary user shares, or is refused before anything changes", |_| {
         become_nobody()?;
@@ -145,8 +195,10 @@ fn outweigh(crowd: fn(Instant) -> Res) -> Res {
         status
     });
     spin(until);
-    if raw::wait(fourth) != 0 {
-        return Err(Stop::Setup("the context was not made".into()));
+    match raw::wait(fourth) {
+        0 => {}
+        status if libc::WEXITSTATUS(status) == REFUSED => return Err(Errno::PERM.into()),
+        _ => return Err(Stop::Setup("the context was not made".into())),
     }
     let (own, of_four) = (processor_time(libc::RUSAGE_SELF)?, processor_time(libc::RUSAGE_CHILDREN)?);
     went_through(own / (own + of_four) < FAIR)
@@ -172,11 +224,18 @@ fn one_more(until: Instant, entry: &ContextEntry) -> Res {
 
 /// Is busy if all went well so far; an exit status.
 fn busy(until: Instant, so_far: Res) -> i32 {
-    if so_far.is_ok() {
-        spin(until);
+    match so_far {
+        Ok(()) => {
+            spin(until);
+            0
+        }
+        Err(Stop::Refused(Errno::PERM)) => REFUSED,
+        Err(_) => 1,
     }
-    i32::from(so_far.is_err())
 }
+
+/// An exit status.
+const REFUSED: i32 = 2;
 
 fn spin(until: Instant) {
     while Instant::now() < until {
@@ -210,11 +269,34 @@ fn into_a_service() -> Res<PathBuf> {
 fn in_a_group() -> Res<PathBuf> {
     let service = into_a_service()?;
     // So that it has a weight where nobody makes contexts.
-    for above in [Path::new(GROUPS), service.parent().unwrap_or(&service)] {
-        std::fs::write(above.join("cgroup.subtree_control"), "+cpu").ready()?;
-    }
+    hand_down_to(&service)?;
     enter(&ContextEntry { remove: Capabilities::OF_A_GUEST.others(), ..SHARING })?;
     Ok(Path::new(GROUPS).join(control_group()?.trim_start_matches('/')))
+}
+
+/// Lets a service's group have the controller.
+fn hand_down_to(service: &Path) -> Res {
+    for above in [Path::new(GROUPS), service.parent().unwrap_or(service)] {
+        std::fs::write(above.join("cgroup.subtree_control"), "+cpu").ready()?;
+    }
+    Ok(())
+}
+
+/// What a group and the one above it are, hand down and hold.
+fn state(group: &Path) -> Vec<String> {
+    let mut found: Vec<String> = std::fs::read_dir(group)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    for group in [group, group.parent().unwrap_or(group)] {
+        for file in ["cgroup.type", "cgroup.subtree_control"] {
+            found.push(std::fs::read_to_string(group.join(file)).unwrap_or_default());
+        }
+    }
+    found
 }
 
 /// The path of this process's group in version 2.
