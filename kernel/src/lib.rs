@@ -50,9 +50,11 @@ pub use rustix::io::Errno;
 /// What every call here returns.
 pub type Result<T> = std::result::Result<T, Errno>;
 
-/// Raises the limit of open files to what the process may have: a batch holds its files open.
+/// Raises the limit of open files to what the process may have, and makes room for them: a batch holds its files
+/// open. To be called before threads are started.
 pub fn raise_open_file_limit() {
     sys::raise_open_file_limit();
+    sys::grow_open_file_table();
 }
 
 /// How many files this process may have open.

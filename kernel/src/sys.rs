@@ -58,8 +58,20 @@ pub(crate) fn raise_open_file_limit() {
     }
 }
 
+/// Makes the table of open files as large as it is likely to become. A table that is too small grows by doubling,
+/// and once there are threads, each time waits until every processor has been elsewhere (RCU).
+pub(crate) fn grow_open_file_table() {
+    use rustix::fs::{Mode, OFlags, open};
+    let last = open_file_limit().min(LIKELY_FILES).saturating_sub(1) as i32;
+    let file = open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    drop(file.map(|file| rustix::io::fcntl_dupfd_cloexec(file, last)));
+}
+
 /// Open files that a full batch could do with; below the kernel's own `fs.nr_open` of 1,048,576.
 const WANTED_FILES: u64 = 128 * 1024;
+
+/// Open files of a batch of the usual size, and its directories; a quarter of a mebibyte of table.
+const LIKELY_FILES: u64 = 32 * 1024;
 
 #[repr(C)]
 struct MountAttr {

@@ -16,10 +16,8 @@ pub const NONE: u32 = u32::MAX;
 /// A directory of a guest. Its subdirectories and files stand in one piece each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirRow {
-    /// Inode number.
-    pub ino: u64,
-    /// Change time in nanoseconds, or [`DirRow::UNSETTLED`].
-    pub ctime: i64,
+    /// The walker's word for its inode and change time, or [`DirRow::UNSETTLED`].
+    pub stamp: u64,
     /// Where its name begins in [`Census::names`].
     pub name: u32,
     /// Row of the directory it is in; its own for the root.
@@ -39,7 +37,7 @@ pub struct DirRow {
 pub struct FileRow {
     /// Inode number.
     pub ino: u64,
-    /// Change time in nanoseconds.
+    /// Change time in nanoseconds, or [`FileRow::UNSETTLED`].
     pub ctime: i64,
     /// Size in bytes.
     pub size: u64,
@@ -58,22 +56,21 @@ pub struct FileRow {
 }
 
 impl DirRow {
-    /// The change time of a directory that changed so lately that it may have changed again unseen.
-    pub const UNSETTLED: i64 = i64::MIN;
+    /// The stamp of a directory that must be read again: it changed so lately that it may have changed again unseen, or
+    /// was not read to the end.
+    pub const UNSETTLED: u64 = 0;
 
-    const BYTES: usize = 40;
+    const BYTES: usize = 32;
 
     fn put(&self, out: &mut Writer) {
-        out.u64(self.ino);
-        out.i64(self.ctime);
+        out.u64(self.stamp);
         let rest = [self.name, self.parent, self.first_dir, self.first_file, self.unified, self.fixed];
         rest.into_iter().for_each(|value| out.u32(value));
     }
 
     fn get(input: &mut Reader<'_>) -> Option<Self> {
         Some(Self {
-            ino: input.u64()?,
-            ctime: input.i64()?,
+            stamp: input.u64()?,
             name: input.u32()?,
             parent: input.u32()?,
             first_dir: input.u32()?,
@@ -85,6 +82,9 @@ impl DirRow {
 }
 
 impl FileRow {
+    /// The change time of a file that changed so lately that it may have changed again unseen.
+    pub const UNSETTLED: i64 = i64::MIN;
+
     const BYTES: usize = 48;
 
     fn put(&self, out: &mut Writer) {
@@ -299,9 +299,8 @@ pub(crate) mod tests {
     pub(crate) fn sample() -> Census {
         let mut census = Census { fingerprint: 9, ids: vec![ObjectId([3; 32])], ..Census::default() };
         let [root, usr, file] = [b"".as_slice(), b"usr", b"bash\xff"].map(|name| census.add_name(name));
-        let dir = |ino, name, parent, first_dir| DirRow {
-            ino,
-            ctime: -1,
+        let dir = |stamp, name, parent, first_dir| DirRow {
+            stamp,
             name,
             parent,
             first_dir,

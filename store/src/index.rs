@@ -15,7 +15,7 @@ use crate::wire::{Reader, Writer};
 use crate::{Result, Store};
 
 /// Version of rows and tables, kept in `user_version`. Another version is an empty index.
-const SCHEMA: i64 = 3;
+const SCHEMA: i64 = 4;
 
 /// An object as it looked when it was last checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

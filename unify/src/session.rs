@@ -227,7 +227,7 @@ impl<'a> Session<'a> {
             let walk = |(&(guest, judge), before): (&(&Guest, &Judge), Option<Census>)| {
                 let (around, dev, notes) = (self.around, self.place.dev(), &self.notes);
                 let before = before.as_ref();
-                Walk { around, guest, judge, objects: &objects, dev, identity, before, notes }.run()
+                Walk { around, guest, judge, objects: &objects, dev, identity, began, before, notes }.run()
             };
             censuses.par_extend(some.par_iter().zip(before).map(walk));
         }

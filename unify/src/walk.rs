@@ -39,6 +39,8 @@ pub(crate) struct Walk<'a> {
     pub(crate) objects: &'a Objects,
     pub(crate) dev: u64,
     pub(crate) identity: IdentityPolicy,
+    /// When the first guest was looked at.
+    pub(crate) began: Time,
     /// What an earlier run found, if it still applies.
     pub(crate) before: Option<&'a Census>,
     pub(crate) notes: &'a Notes,
@@ -64,12 +66,12 @@ struct Below {
     /// Row of the first.
     first: u32,
     names: Vec<u8>,
-    dirs: Vec<(u32, u64, Option<u32>)>,
+    dirs: Vec<(u32, Option<u32>)>,
 }
 
 impl Below {
     fn task(&self, at: usize) -> Task {
-        let (name, _, before) = self.dirs[at];
+        let (name, before) = self.dirs[at];
         Task {
             path: join(&self.path, census::name_at(&self.names, name)),
             row: self.first + at as u32,
@@ -82,11 +84,12 @@ impl Below {
 /// own `names`, which are kept as [`Census::names`] are.
 #[derive(Default)]
 struct Found {
-    stat: Option<Stat>,
+    /// As [`DirRow::stamp`].
+    stamp: u64,
     names: Vec<u8>,
     files: Vec<FileRow>,
-    /// Name, inode, row in the census before.
-    dirs: Vec<(u32, u64, Option<u32>)>,
+    /// Name, row in the census before.
+    dirs: Vec<(u32, Option<u32>)>,
     unified: u32,
     fixed: u32,
     /// Something in it could not be looked at: the next run tries again.
@@ -98,9 +101,9 @@ impl Found {
         census::add_name(&mut self.names, name)
     }
 
-    fn add_dir(&mut self, name: &[u8], ino: u64, before: Option<u32>) {
+    fn add_dir(&mut self, name: &[u8], before: Option<u32>) {
         let name = self.add_name(name);
-        self.dirs.push((name, ino, before));
+        self.dirs.push((name, before));
     }
 }
 
@@ -173,7 +176,9 @@ impl<'a> Walk<'a> {
             }
             _ => self.read(&dir, task)?,
         };
-        found.stat = Some(stat);
+        if !found.is_partial && stat.ctime.to_nanos() < latest_settled(self.began) {
+            found.stamp = stamp(&stat);
+        }
         Ok(found)
     }
 
@@ -183,7 +188,7 @@ impl<'a> Walk<'a> {
         let mut found = Found { unified: known.unified, fixed: known.fixed, ..Found::default() };
         for sub in census.subdirs(row) {
             let dir = &census.dirs[sub as usize];
-            found.add_dir(census.name(dir.name), dir.ino, Some(sub));
+            found.add_dir(census.name(dir.name), Some(sub));
         }
         let mut judge = None;
         for file in census.files_in(row) {
@@ -217,11 +222,11 @@ impl<'a> Walk<'a> {
                     match entry.kind {
                         Kind::File if self.objects.contains(entry.ino) => found.unified += 1,
                         Kind::Directory => {
-                            found.add_dir(entry.name, entry.ino, known.get(entry.name).copied());
+                            found.add_dir(entry.name, known.get(entry.name).copied());
                         }
                         Kind::File | Kind::Unknown => match dir.stat(entry.name) {
                             Ok(stat) if stat.kind == Kind::Directory => {
-                                found.add_dir(entry.name, stat.ino, None);
+                                found.add_dir(entry.name, None);
                             }
                             Ok(stat) => self.judge(&mut judge, task, entry.name, &stat, &mut found),
                             Err(errno) => {
@@ -289,16 +294,12 @@ fn add(census: &mut Census, row: u32, found: &Found) -> Option<u32> {
     let names = census.names.len() as u32;
     census.names.extend_from_slice(&found.names);
     let first_dir = census.dirs.len() as u32;
-    let dirs = found.dirs.iter().map(|&(name, ino, _)| DirRow { ino, ..new_dir(names + name, row) });
-    census.dirs.extend(dirs);
+    census.dirs.extend(found.dirs.iter().map(|&(name, _)| new_dir(names + name, row)));
     let first_file = census.files.len() as u32;
     let files = found.files.iter().map(|file| FileRow { name: names + file.name, dir: row, ..*file });
     census.files.extend(files);
     let dir = &mut census.dirs[row as usize];
-    if let Some(stat) = found.stat {
-        dir.ino = stat.ino;
-        dir.ctime = if found.is_partial { DirRow::UNSETTLED } else { stat.ctime.to_nanos() };
-    }
+    dir.stamp = found.stamp;
     dir.first_dir = first_dir;
     dir.first_file = first_file;
     dir.unified = found.unified;
@@ -307,20 +308,23 @@ fn add(census: &mut Census, row: u32, found: &Found) -> Option<u32> {
 }
 
 fn new_dir(name: u32, parent: u32) -> DirRow {
-    DirRow {
-        ino: 0,
-        ctime: DirRow::UNSETTLED,
-        name,
-        parent,
-        first_dir: NONE,
-        first_file: 0,
-        unified: 0,
-        fixed: 0,
-    }
+    DirRow { stamp: DirRow::UNSETTLED, name, parent, first_dir: NONE, first_file: 0, unified: 0, fixed: 0 }
+}
+
+/// Inode and change time in one word. For one inode, different times have different stamps; a guest that makes two
+/// inodes with one stamp hides its own files, from being shared.
+fn stamp(stat: &Stat) -> u64 {
+    let ctime = (stat.ctime.to_nanos() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (ctime ^ stat.ino.rotate_left(32)).max(1)
 }
 
 fn is_unchanged(row: &DirRow, stat: &Stat) -> bool {
-    row.ctime != DirRow::UNSETTLED && row.ino == stat.ino && row.ctime == stat.ctime.to_nanos()
+    row.stamp != DirRow::UNSETTLED && row.stamp == stamp(stat)
+}
+
+/// What changed from here on may have changed again unseen.
+fn latest_settled(began: Time) -> i64 {
+    began.to_nanos() - TICK_NANOS
 }
 
 /// Same inode with the same stamp: content, metadata and link count are as they were.
@@ -328,15 +332,14 @@ fn is_same_file(row: &FileRow, stat: &Stat) -> bool {
     row.ino == stat.ino && row.ctime == stat.ctime.to_nanos() && row.size == stat.size
 }
 
-/// Makes a census fit to be kept: what changed so lately that it may have changed again unseen is marked,
+/// Makes a census fit to be kept: files that changed so lately that they may have changed again unseen are marked,
 /// so that the next run looks again, and identities that nothing refers to are dropped.
 pub(crate) fn settle(census: &mut Census, began: Time) {
-    let limit = began.to_nanos() - TICK_NANOS;
-    census.dirs.iter_mut().filter(|dir| dir.ctime >= limit).for_each(|dir| dir.ctime = DirRow::UNSETTLED);
+    let limit = latest_settled(began);
     let old = std::mem::take(&mut census.ids);
     for file in &mut census.files {
         if file.ctime >= limit {
-            file.ctime = DirRow::UNSETTLED;
+            file.ctime = FileRow::UNSETTLED;
         } else if file.id != NONE {
             census.ids.push(old[file.id as usize]);
             file.id = census.ids.len() as u32 - 1;
@@ -358,7 +361,7 @@ pub(crate) fn forget(census: &mut Census, changed: &HashSet<u32>) {
         let (name, first_file) = (census.add_name(old.name(dir.name)), census.files.len() as u32);
         let mut dir = DirRow { name, first_file, ..*dir };
         if changed.contains(&row) {
-            dir.ctime = DirRow::UNSETTLED;
+            dir.stamp = DirRow::UNSETTLED;
         } else {
             for file in old.files_in(row) {
                 let name = census.add_name(old.name(file.name));
@@ -399,7 +402,7 @@ mod tests {
         for (row, name) in [(1, b"bin"), (2, b"lib")] {
             let name = census.add_name(name);
             let first_file = census.files.len() as u32;
-            census.dirs.push(DirRow { ctime: 5, first_file, ..new_dir(name, 0) });
+            census.dirs.push(DirRow { stamp: 5, first_file, ..new_dir(name, 0) });
             for file in [b"one".as_slice(), b"two"] {
                 let name = census.add_name(file);
                 let row = FileRow {
@@ -416,13 +419,13 @@ mod tests {
                 census.files.push(row);
             }
         }
-        census.dirs[0] = DirRow { first_dir: 1, ctime: 5, ..census.dirs[0] };
+        census.dirs[0] = DirRow { first_dir: 1, stamp: 5, ..census.dirs[0] };
         let before = census.clone();
         forget(&mut census, &HashSet::new());
         assert_eq!(census, before);
 
         forget(&mut census, &HashSet::from([1]));
-        assert_eq!(census.dirs.iter().map(|dir| dir.ctime).collect::<Vec<_>>(), [5, DirRow::UNSETTLED, 5]);
+        assert_eq!(census.dirs.iter().map(|dir| dir.stamp).collect::<Vec<_>>(), [5, DirRow::UNSETTLED, 5]);
         assert_eq!(census.files_in(1), []);
         let left: Vec<&[u8]> = census.files_in(2).iter().map(|file| census.name(file.name)).collect();
         assert_eq!(left, [b"one", b"two"]);

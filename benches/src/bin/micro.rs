@@ -374,8 +374,7 @@ fn census(files: u32) -> Census {
     let mut census = Census::default();
     let root = census.add_name(b"");
     let dir = |name, number: u32| DirRow {
-        ino: u64::from(number),
-        ctime: 1,
+        stamp: 1 + u64::from(number),
         name,
         parent: 0,
         first_dir: NONE,

@@ -48,7 +48,7 @@ pub fn rebuild(
     let (dev, identity) = (store.place().dev(), store.format().identity);
     let survey = |(guest, judge): (&Guest, &Judge)| {
         let (objects, notes, before) = (&objects, &notes, None);
-        let mut census = Walk { around, guest, judge, objects, dev, identity, before, notes }.run();
+        let mut census = Walk { around, guest, judge, objects, dev, identity, began, before, notes }.run();
         walk::settle(&mut census, began);
         census
     };

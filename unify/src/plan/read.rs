@@ -1,6 +1,7 @@
 //! Reading what has to be read, in the order that suits the device.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Instant;
 
 use rayon::prelude::*;
@@ -20,12 +21,19 @@ const DISK_STRETCH: usize = 64;
 /// when all others are done.
 const DIRECTORY_STRETCH: usize = 32;
 
+/// Files that a directory is opened for, at least, where a thread reads in several at once.
+const OPENED_FOR: usize = 8;
+
+/// Directories that a thread holds open to read, at most.
+const STREET_DIRS: usize = 128;
+
 /// Bytes of directories' paths of one inode's names, at most: they stand in the journal together.
 const MAX_PATHS: usize = 16 << 20;
 
 impl Planner<'_> {
-    /// Reads inodes in parallel; keyed by their first item. Each directory is opened once, its inodes in
-    /// order of their numbers; where a head has to move, in the order in which they lie on the disk.
+    /// Reads inodes in parallel; keyed by their first item. Directories that have the same path in their guests are read
+    /// together, twin after twin, others in order of the inodes' numbers; where a head has to move, all in the order
+    /// in which they lie on the disk.
     pub(super) fn prove_all(
         &self,
         censuses: &[Census],
@@ -39,29 +47,38 @@ impl Planner<'_> {
     }
 
     fn prove_in_order(&self, censuses: &[Census], items: &Items, inodes: &[Inode]) -> HashMap<u32, ObjectId> {
-        let mut ordered: Vec<(u32, u32, u64, Inode)> = inodes
+        let mut rows: Vec<Row> = inodes
             .iter()
             .map(|inode| {
                 let file = items.row(censuses, *inode);
-                (items.guest(*inode), file.dir, file.ino, *inode)
+                Row {
+                    guest: items.guest(*inode),
+                    dir: file.dir,
+                    class: file.class,
+                    ino: file.ino,
+                    inode: *inode,
+                }
             })
             .collect();
-        ordered.par_sort_unstable_by_key(|&(guest, dir, ino, _)| (guest, dir, ino));
-        let dirs: Vec<&[(u32, u32, u64, Inode)]> = ordered
-            .chunk_by(|a, b| (a.0, a.1) == (b.0, b.1))
+        rows.par_sort_unstable_by_key(|row| (row.guest, row.dir, row.ino));
+        if !self.rotational {
+            let streets = streets(censuses, &rows);
+            return streets
+                .par_iter()
+                .flat_map_iter(|rows| self.prove_street(censuses, items, rows))
+                .collect();
+        }
+        let dirs: Vec<&[Row]> = rows
+            .chunk_by(|a, b| (a.guest, a.dir) == (b.guest, b.dir))
             .flat_map(|dir| dir.chunks(DIRECTORY_STRETCH))
             .collect();
-        let in_dir = |of: &&[(u32, u32, u64, Inode)]| self.open_dir(censuses, of[0].0, of[0].1);
-        if !self.rotational {
-            let prove = |dir| self.prove_each(censuses, items, &in_dir(dir), dir.iter().map(|x| x.3));
-            return dirs.par_iter().flat_map_iter(prove).collect();
-        }
-        let place = |dir| place_each(censuses, items, &in_dir(dir), dir.iter().map(|x| x.3));
+        let in_dir = |of: &&[Row]| self.open_dir(censuses, of[0].guest, of[0].dir);
+        let place = |dir| place_each(censuses, items, &in_dir(dir), dir.iter().map(|row| row.inode));
         let placed = disk_order(dirs.par_iter().flat_map_iter(place).collect());
         let prove = |inode: &Inode| {
             let dir = items.row(censuses, *inode).dir;
             let dir = self.open_dir(censuses, items.guest(*inode), dir);
-            self.prove_each(censuses, items, &dir, std::iter::once(*inode))
+            self.prove_in(censuses, items, &dir, *inode)
         };
         // All threads stay near each other, so that the head does.
         placed
@@ -70,39 +87,46 @@ impl Planner<'_> {
             .collect()
     }
 
+    /// Reads inodes one behind the other, with their directories open.
+    fn prove_street(&self, censuses: &[Census], items: &Items, rows: &[Row]) -> Vec<(u32, ObjectId)> {
+        let mut dirs: HashMap<(u32, u32), OpenDir> = HashMap::new();
+        let prove = |row: &Row| {
+            let dir = dirs
+                .entry((row.guest, row.dir))
+                .or_insert_with(|| self.open_dir(censuses, row.guest, row.dir));
+            self.prove_in(censuses, items, dir, row.inode)
+        };
+        rows.iter().filter_map(prove).collect()
+    }
+
     fn open_dir(&self, censuses: &[Census], guest: u32, dir: u32) -> OpenDir {
         let path = censuses[guest as usize].dir_path(dir);
         let dir = self.guests[guest as usize].root.open_dir(&path).map_err(Skip::from_errno);
         OpenDir { path, dir }
     }
 
-    fn prove_each(
+    fn prove_in(
         &self,
         censuses: &[Census],
         items: &Items,
         dir: &OpenDir,
-        inodes: impl Iterator<Item = Inode>,
-    ) -> Vec<(u32, ObjectId)> {
-        let prove = |inode: Inode| {
-            let guest = items.guest(inode) as usize;
-            let file = items.row(censuses, inode);
-            let name = censuses[guest].name(file.name);
-            if items.path_bytes(censuses, inode) > MAX_PATHS {
-                self.notes.skip(&self.guests[guest].key, to_path(&join(&dir.path, name)), Skip::OutOfReach);
-                return None;
-            }
-            let proof = match &dir.dir {
-                Ok(dir) => self.prove(dir, name, file, inode),
-                Err(why) => Err(*why),
-            };
-            proof
-                .map(|proof| (inode.first, proof.id))
-                .inspect_err(|why| {
-                    self.notes.skip(&self.guests[guest].key, to_path(&join(&dir.path, name)), *why);
-                })
-                .ok()
+        inode: Inode,
+    ) -> Option<(u32, ObjectId)> {
+        let guest = items.guest(inode) as usize;
+        let file = items.row(censuses, inode);
+        let name = censuses[guest].name(file.name);
+        let skip = |why| {
+            self.notes.skip(&self.guests[guest].key, to_path(&join(&dir.path, name)), why);
         };
-        inodes.filter_map(prove).collect()
+        if items.path_bytes(censuses, inode) > MAX_PATHS {
+            skip(Skip::OutOfReach);
+            return None;
+        }
+        let proof = match &dir.dir {
+            Ok(dir) => self.prove(dir, name, file, inode),
+            Err(why) => Err(*why),
+        };
+        proof.map(|proof| (inode.first, proof.id)).map_err(skip).ok()
     }
 
     fn prove(
@@ -126,6 +150,40 @@ impl Planner<'_> {
         self.files_read.add(1);
         Ok(proof)
     }
+}
+
+/// One inode, and what decides when it is read.
+#[derive(Clone, Copy)]
+struct Row {
+    guest: u32,
+    dir: u32,
+    class: u64,
+    ino: u64,
+    inode: Inode,
+}
+
+/// The same rows in stretches for one thread each: directories that have the same path in their guests together, and
+/// in them what is of one class, so that twins are read one behind the other.
+fn streets(censuses: &[Census], rows: &[Row]) -> Vec<Vec<Row>> {
+    let of_dir = |dir: &[Row]| {
+        let path = censuses[dir[0].guest as usize].dir_path(dir[0].dir);
+        let mut hasher = DefaultHasher::new();
+        path.hash(&mut hasher);
+        hasher.finish()
+    };
+    let dirs: Vec<&[Row]> = rows.chunk_by(|a, b| (a.guest, a.dir) == (b.guest, b.dir)).collect();
+    let mut dirs: Vec<(u64, &[Row])> = dirs.into_par_iter().map(|dir| (of_dir(dir), dir)).collect();
+    dirs.par_sort_by_key(|(path, _)| *path);
+    let same_path = dirs.chunk_by(|a, b| a.0 == b.0).flat_map(|same| same.chunks(STREET_DIRS));
+    let stretches = same_path.flat_map(|dirs| {
+        let mut rows: Vec<Row> = dirs.iter().flat_map(|(_, rows)| *rows).copied().collect();
+        if dirs.len() > 1 {
+            rows.sort_by_key(|row| row.class);
+        }
+        let stretch = DIRECTORY_STRETCH.max(dirs.len() * OPENED_FOR);
+        rows.chunks(stretch).map(<[Row]>::to_vec).collect::<Vec<_>>()
+    });
+    stretches.collect()
 }
 
 /// A directory of a guest, held open if it could be.
