@@ -476,7 +476,12 @@ impl Mover<'_> {
         broken: &HashSet<u64>,
     ) -> Step<()> {
         let action = &stage.batch.actions[at];
-        let Some(lease) = trace.lease.take_if(|_| trace.object != 0) else { return Ok(()) };
+        if trace.object == 0 {
+            // A broken admission is dismissed under its lease, when it has lost its links.
+            drop(trace.lease.take_if(|_| !broken.contains(&action.ino)));
+            return Ok(());
+        }
+        let Some(lease) = trace.lease.take() else { return Ok(()) };
         let copy = trace.copy.take();
         let names = self.names(stage, at)?;
         let still = match &trace.likeness {
