@@ -14,6 +14,8 @@ pub struct Tool {
     run: String,
     /// The command of a run over unchanged guests, if it is another.
     again: Option<String>,
+    /// The command that takes it all back, if there is one.
+    undo: Option<String>,
     /// Shell command that prints the version, and fails where the tool is missing.
     version: String,
     /// A version that must not be measured.
@@ -47,17 +49,23 @@ impl Tool {
 
     /// The command line of a first run, and of a run over unchanged guests.
     pub fn commands(&self, guests: &[PathBuf], work: &Path) -> (String, String) {
-        let fill = |command: &str| {
-            let guests: Vec<_> = guests.iter().map(|path| path.display().to_string()).collect();
-            command.replace("{guests}", &guests.join(" ")).replace("{work}", &work.display().to_string())
-        };
-        (fill(&self.run), fill(self.again.as_ref().unwrap_or(&self.run)))
+        (fill(&self.run, guests, work), fill(self.again.as_ref().unwrap_or(&self.run), guests, work))
+    }
+
+    /// The command line that makes everything private again, of tools that can.
+    pub fn undo(&self, guests: &[PathBuf], work: &Path) -> Option<String> {
+        self.undo.as_ref().map(|command| fill(command, guests, work))
     }
 
     /// The command line as it stands in the list, for reports.
     pub fn template(&self) -> &str {
         &self.run
     }
+}
+
+fn fill(command: &str, guests: &[PathBuf], work: &Path) -> String {
+    let guests: Vec<_> = guests.iter().map(|path| path.display().to_string()).collect();
+    command.replace("{guests}", &guests.join(" ")).replace("{work}", &work.display().to_string())
 }
 
 #[cfg(test)]
@@ -80,6 +88,7 @@ mod tests {
             name: "x".into(),
             run: String::new(),
             again: None,
+            undo: None,
             version: version.into(),
             refuse: Some("2.41".into()),
         };

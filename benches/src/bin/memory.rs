@@ -1,6 +1,6 @@
-//! How a tool's memory grows with the tree: peak resident set of a first run and of a run over unchanged
-//! guests on generated trees, and by least squares what a name, an object, a private file and a directory
-//! each add.
+//! How a tool's memory grows with the tree: peak resident set of a first run, of a run over unchanged guests
+//! and of taking it all back on generated trees, and by least squares what a name, an object, a private file
+//! and a directory each add.
 #![allow(clippy::disallowed_methods)] // works in a scratch directory of its own
 
 use std::fs::File;
@@ -38,6 +38,8 @@ struct Row {
     shape: Shape,
     first: Usage,
     again: Usage,
+    /// None for a tool that can't.
+    undo: Option<Usage>,
 }
 
 fn main() -> ExitCode {
@@ -59,14 +61,15 @@ fn run(options: &Options) -> Result<String> {
         return Ok(format!("## Memory\n\nLeft out: {}\n", version.err().unwrap_or_default()));
     };
     let mut raw = File::create(&options.csv).context(format!("making {}", options.csv.display()))?;
-    let head = "names,objects,private,dirs,first_s,first_rss_kib,again_s,again_rss_kib,again_find_s";
+    let head = "names,objects,private,dirs,first_s,first_rss_kib,again_s,again_rss_kib,again_find_s,undo_s,undo_rss_kib";
     writeln!(raw, "{head}").context("writing measurements")?;
     let rows = shapes(&options.names).into_iter().map(|shape| {
         let (row, find) = trial(options, &tool, shape)?;
         let (first, again) = (row.first, row.again);
+        let undo = row.undo.map_or(",".into(), |undo| format!("{:.3},{}", undo.wall(), undo.rss));
         let Shape { shared, .. } = shape;
         let line = format!(
-            "{},{shared},{},{},{:.3},{},{:.3},{},{:.3}",
+            "{},{shared},{},{},{:.3},{},{:.3},{},{:.3},{undo}",
             shape.names(),
             shape.privates(),
             shape.dirs(),
@@ -103,7 +106,7 @@ fn shapes(names: &[u64]) -> Vec<Shape> {
     shapes
 }
 
-/// A first run and a run over unchanged guests, and `find` beside it.
+/// A first run, a run over unchanged guests with `find` beside it, and an undo.
 fn trial(options: &Options, tool: &Tool, shape: Shape) -> Result<(Row, Usage)> {
     // Room for the store's own names and parked inodes; a directory takes a block of its own.
     let inodes = (shape.names() + shape.dirs()) * 6 / 5 + 100_000;
@@ -126,13 +129,16 @@ fn trial(options: &Options, tool: &Tool, shape: Shape) -> Result<(Row, Usage)> {
         let output = std::fs::read_to_string(output).unwrap_or_default();
         Err(Error::Command { command: tool.template().into(), output: output.chars().take(2000).collect() })
     };
-    Ok((Row { shape, first: timed(&first)?, again: timed(&again)? }, timed(&find)?))
+    let (first, again, find) = (timed(&first)?, timed(&again)?, timed(&find)?);
+    let undo = tool.undo(&guests, &work).map(|command| timed(&command)).transpose()?;
+    Ok((Row { shape, first, again, undo }, find))
 }
 
 fn report(tool: &str, version: &str, rows: &[Row]) -> String {
     let lines: Vec<Vec<String>> = rows
         .iter()
-        .map(|Row { shape, first, again }| {
+        .map(|Row { shape, first, again, undo }| {
+            let undo_cell = |cell: fn(&Usage) -> String| undo.as_ref().map_or("-".into(), cell);
             vec![
                 shape.names().to_string(),
                 shape.shared.to_string(),
@@ -143,6 +149,8 @@ fn report(tool: &str, version: &str, rows: &[Row]) -> String {
                 format!("{:.0}", first.rss as f64 * 1024.0 / shape.names() as f64),
                 format!("{:.2}", again.wall()),
                 format!("{:.1}", again.rss as f64 / 1024.0),
+                undo_cell(|undo| format!("{:.1}", undo.wall())),
+                undo_cell(|undo| format!("{:.1}", undo.rss as f64 / 1024.0)),
             ]
         })
         .collect();
@@ -156,6 +164,8 @@ fn report(tool: &str, version: &str, rows: &[Row]) -> String {
         "B a name",
         "again, s",
         "again, MiB",
+        "undo, s",
+        "undo, MiB",
     ];
     let curve = table(&head, &lines);
     format!(
@@ -165,15 +175,16 @@ fn report(tool: &str, version: &str, rows: &[Row]) -> String {
     )
 }
 
-/// What each kind of thing adds, for both runs.
+/// What each kind of thing adds, for all runs.
 fn growth(rows: &[Row]) -> String {
-    let of = |rss: fn(&Row) -> u64| {
+    let of = |usage: fn(&Row) -> Option<&Usage>| {
+        let rows: Vec<(&Row, u64)> = rows.iter().filter_map(|row| Some((row, usage(row)?.rss))).collect();
         let points: Vec<(Vec<f64>, f64)> = rows
             .iter()
-            .map(|row| {
+            .map(|(row, rss)| {
                 let Shape { shared, .. } = row.shape;
                 let counts = [1, row.shape.names(), shared, row.shape.privates(), row.shape.dirs()];
-                (counts.map(|count| count as f64).into(), rss(row) as f64 * 1024.0)
+                (counts.map(|count| count as f64).into(), *rss as f64 * 1024.0)
             })
             .collect();
         (points.len() >= 5).then(|| fit(&points)).flatten()
@@ -185,7 +196,11 @@ fn growth(rows: &[Row]) -> String {
         });
         [vec![run.to_owned()], cells].concat()
     };
-    let rows = [line("first", of(|row| row.first.rss)), line("again", of(|row| row.again.rss))];
+    let rows = [
+        line("first", of(|row| Some(&row.first))),
+        line("again", of(|row| Some(&row.again))),
+        line("undo", of(|row| row.undo.as_ref())),
+    ];
     table(&["run", "fixed", "a name", "an object", "a private file", "a directory"], &rows)
 }
 
@@ -200,11 +215,13 @@ mod tests {
             .into_iter()
             .map(|shape| {
                 let bytes = (16 << 20) + 32 * shape.shared + 200 * shape.privates() + 64 * shape.dirs();
-                Row { shape, first: usage((bytes + 100 * shape.names()) / 1024), again: usage(bytes / 1024) }
+                let first = usage((bytes + 100 * shape.names()) / 1024);
+                Row { shape, first, again: usage(bytes / 1024), undo: None }
             })
             .collect();
         let text = growth(&rows);
         assert!(text.contains("| first | 16.0 MiB | 100 | 32 | 200 | 64 |"), "{text}");
         assert!(text.contains("| again | 16.0 MiB | 0 | 32 | 200 | 64 |"), "{text}");
+        assert!(text.contains("| undo | not determined |"), "{text}");
     }
 }

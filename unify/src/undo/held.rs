@@ -1,0 +1,179 @@
+//! What guests have of the objects: some 40 bytes a name, so that a host can be undone as a whole.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use kernel::{Dir, EntryBuffer, Errno, Kind};
+use store::census;
+
+use super::Object;
+use crate::notes::Skip;
+use crate::session::Session;
+use crate::walk::{is_within_reach, join, to_path};
+
+/// All names of objects in the guests: by guest, directory and name.
+#[derive(Default)]
+pub(super) struct Held {
+    places: Vec<Place>,
+    rows: Vec<Row>,
+    /// Rows by inode; those of one inode in their own order.
+    by_inode: Vec<u32>,
+}
+
+/// A directory of a guest that has names of objects.
+pub(super) struct Place {
+    pub(super) guest: u32,
+    pub(super) path: Vec<u8>,
+    /// Kept as [`census::Census::names`] are.
+    names: Vec<u8>,
+    rows: Range<u32>,
+}
+
+/// One name of an object.
+#[derive(Clone, Copy)]
+struct Row {
+    ino: u64,
+    place: u32,
+    /// Where it begins in the names of its place.
+    name: u32,
+}
+
+/// A directory that was read: its place, and its names with their inodes.
+type Found = (Place, Vec<(u64, u32)>);
+
+impl Held {
+    fn new(mut found: Vec<Found>) -> Self {
+        found.sort_unstable_by(|(a, _), (b, _)| (a.guest, &a.path).cmp(&(b.guest, &b.path)));
+        let mut held = Self::default();
+        held.rows.reserve_exact(found.iter().map(|(_, names)| names.len()).sum());
+        for (mut place, mut names) in found {
+            let name = |at: u32| census::name_at(&place.names, at);
+            names.sort_unstable_by(|a, b| name(a.1).cmp(name(b.1)));
+            // A directory that changes while it is read may show a name twice.
+            names.dedup_by(|a, b| a.0 == b.0 && name(a.1) == name(b.1));
+            let number = held.places.len() as u32;
+            let first = held.rows.len() as u32;
+            held.rows.extend(names.into_iter().map(|(ino, name)| Row { ino, place: number, name }));
+            place.rows = first..held.rows.len() as u32;
+            held.places.push(place);
+        }
+        held.by_inode = (0..held.rows.len() as u32).collect();
+        let rows = &held.rows;
+        held.by_inode.sort_unstable_by_key(|&row| (rows[row as usize].ino, row));
+        held
+    }
+
+    /// How many names there are: they are numbered from 0.
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The number of a directory's place.
+    pub(super) fn find_place(&self, guest: u32, path: &[u8]) -> Option<u32> {
+        let found = self.places.binary_search_by(|place| (place.guest, &place.path[..]).cmp(&(guest, path)));
+        found.ok().map(|at| at as u32)
+    }
+
+    /// The number of a name in a place.
+    pub(super) fn find(&self, place: u32, name: &[u8]) -> Option<u32> {
+        let Range { start, end } = self.places[place as usize].rows;
+        let rows = &self.rows[start as usize..end as usize];
+        let names = &self.places[place as usize].names;
+        let found = rows.binary_search_by(|row| census::name_at(names, row.name).cmp(name));
+        found.ok().map(|at| start + at as u32)
+    }
+
+    pub(super) fn name(&self, row: u32) -> &[u8] {
+        let Row { place, name, .. } = self.rows[row as usize];
+        census::name_at(&self.places[place as usize].names, name)
+    }
+
+    /// The place of a name, and its number.
+    pub(super) fn place(&self, row: u32) -> (&Place, u32) {
+        let number = self.rows[row as usize].place;
+        (&self.places[number as usize], number)
+    }
+
+    pub(super) fn ino(&self, row: u32) -> u64 {
+        self.rows[row as usize].ino
+    }
+
+    /// The names of one inode in one guest, of which `first` is the first position in the order of inodes.
+    pub(super) fn names(&self, first: u32, count: u32) -> &[u32] {
+        &self.by_inode[first as usize..][..count as usize]
+    }
+
+    /// Every inode: what each guest has of it stays one inode. Positions are those of [`Held::names`].
+    pub(super) fn inodes(&self) -> impl Iterator<Item = (u64, Vec<(u32, u32)>)> {
+        let mut next = 0;
+        self.by_inode.chunk_by(|a, b| self.ino(*a) == self.ino(*b)).map(move |names| {
+            let by_guest = names.chunk_by(|a, b| self.place(*a).0.guest == self.place(*b).0.guest);
+            let guests = by_guest.map(|names| {
+                let (first, count) = (next, names.len() as u32);
+                next += count;
+                (first, count)
+            });
+            (self.ino(names[0]), guests.collect())
+        })
+    }
+}
+
+impl Session<'_> {
+    /// Every name in the guests whose inode is an object.
+    pub(super) fn held_by_guests(&self, objects: &HashMap<u64, Object>) -> Held {
+        self.around.observer.phase("walking", 0);
+        let found = Mutex::default();
+        rayon::scope(|scope| {
+            for guest in 0..self.guests.len() as u32 {
+                let found = &found;
+                scope.spawn(move |scope| self.find_held(scope, objects, found, guest, Vec::new()));
+            }
+        });
+        Held::new(found.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn find_held<'s>(
+        &'s self,
+        scope: &rayon::Scope<'s>,
+        objects: &'s HashMap<u64, Object>,
+        found: &'s Mutex<Vec<Found>>,
+        guest: u32,
+        path: Vec<u8>,
+    ) {
+        let skip = |path: &[u8], errno| {
+            self.notes.skip(&self.guests[guest as usize].key, to_path(path), Skip::from_errno(errno));
+        };
+        let open = || -> kernel::Result<Option<Dir>> {
+            if !is_within_reach(&path) {
+                return Err(Errno::NAMETOOLONG);
+            }
+            let dir = self.guests[guest as usize].root.open_dir(&path)?;
+            Ok((dir.stat_self()?.dev == self.place.dev()).then_some(dir))
+        };
+        let dir = match open() {
+            Ok(Some(dir)) => dir,
+            Ok(None) => return,
+            Err(errno) => return skip(&path, errno),
+        };
+        let (mut names, mut here) = (Vec::new(), Vec::new());
+        let read = dir.for_each(&mut EntryBuffer::default(), |entry| -> std::result::Result<(), Errno> {
+            if entry.kind == Kind::Directory {
+                let path = join(&path, entry.name);
+                scope.spawn(move |scope| self.find_held(scope, objects, found, guest, path));
+            } else if objects.contains_key(&entry.ino) {
+                here.push((entry.ino, census::add_name(&mut names, entry.name)));
+            }
+            Ok(())
+        });
+        if let Err(errno) = read {
+            skip(&path, errno);
+        }
+        if !here.is_empty() {
+            names.shrink_to_fit();
+            here.shrink_to_fit();
+            let place = Place { guest, path, names, rows: 0..0 };
+            found.lock().unwrap_or_else(PoisonError::into_inner).push((place, here));
+        }
+    }
+}
