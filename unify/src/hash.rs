@@ -7,7 +7,7 @@ use store::identity::{content_digest, content_hasher, object_id};
 use store::{ContentDigest, IdentityPolicy, ObjectId};
 
 use crate::notes::{Skip, Surroundings};
-use crate::walk::TICK_NANOS;
+use crate::walk::is_over;
 
 /// Read in pieces that stay in the second level cache.
 const PIECE: usize = 128 * 1024;
@@ -62,9 +62,9 @@ pub(crate) fn prove(
 ) -> Result<Proof, Skip> {
     let file = dir.open_any(name).map_err(Skip::from_errno)?;
     let leased = Leased::take(file).map_err(Skip::from_errno)?;
-    let now = Time::now().to_nanos();
+    let now = Time::now();
     let stat = leased.file().stat().map_err(Skip::from_errno)?;
-    if (stat.ino, stat.ctime.to_nanos()) != expected || stat.ctime.to_nanos() > now - TICK_NANOS {
+    if (stat.ino, stat.ctime.to_nanos()) != expected || !is_over(expected.1, now) {
         return Err(Skip::Changed);
     }
     // Setting one later changes the change time, which is looked at again when the file is shared.

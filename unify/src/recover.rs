@@ -10,7 +10,7 @@ use kernel::{At, Dir, Errno, File, Leased, Metadata, Seal, Stat, Time, lift_seal
 use store::journal::{Action, Batch, DirRef, Journal, NameRef, Run, RunEnd, Settled, Verb};
 use store::{ObjectName, Store};
 
-use crate::apply::{Parking, Swap, fasten, keep_aside, restore_time, swap};
+use crate::apply::{Parking, Swap, are_names_of, fasten, keep_aside, restore_time, swap};
 use crate::hash::identify;
 use crate::notes::{Skip, Surroundings};
 use crate::walk::{TICK_NANOS, to_path};
@@ -282,7 +282,11 @@ impl Recovery<'_> {
             return Ok(done);
         };
         let failed = |doing| store::Error::at(doing, self.store.object_path(action.object));
-        if stat.ino != action.ino || stat.nlink as usize != action.names.len() + 1 {
+        let names: Option<Vec<At<'_>>> =
+            places.iter().map(|place| Some(At::new(place.dir?, place.name))).collect();
+        let is_alone = stat.nlink as usize == action.names.len() + 1
+            && names.is_some_and(|names| are_names_of(action.ino, &names));
+        if stat.ino != action.ino || !is_alone {
             return Ok(Settled::NotDone);
         }
         let path = action.object.path();

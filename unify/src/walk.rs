@@ -22,6 +22,18 @@ use crate::objects::Objects;
 /// every 10 ms at most (`CONFIG_HZ` of 100).
 pub(crate) const TICK_NANOS: i64 = 20_000_000;
 
+/// How long after a change another may leave the same stamp, at most: for a tick, or for a second where the file
+/// system keeps whole ones (ext4 with inodes of 128 bytes).
+pub(crate) fn lasts(stamp: i64) -> i64 {
+    const SECOND: i64 = 1_000_000_000;
+    if stamp % SECOND == 0 { SECOND + TICK_NANOS } else { TICK_NANOS }
+}
+
+/// Whether all that changes from `now` on will have another stamp.
+pub(crate) fn is_over(stamp: i64, now: Time) -> bool {
+    stamp < now.to_nanos() - lasts(stamp)
+}
+
 /// Longest path within a guest that is followed, in bytes and in directories. A hostile guest can nest
 /// directories without end, and opening one costs a look-up for each above it.
 pub(crate) const MAX_PATH: usize = 64 * 1024;
@@ -176,7 +188,7 @@ impl<'a> Walk<'a> {
             }
             _ => self.read(&dir, task)?,
         };
-        if !found.is_partial && stat.ctime.to_nanos() < latest_settled(self.began) {
+        if !found.is_partial && is_over(stat.ctime.to_nanos(), self.began) {
             found.stamp = stamp(&stat);
         }
         Ok(found)
@@ -322,11 +334,6 @@ fn is_unchanged(row: &DirRow, stat: &Stat) -> bool {
     row.stamp != DirRow::UNSETTLED && row.stamp == stamp(stat)
 }
 
-/// What changed from here on may have changed again unseen.
-fn latest_settled(began: Time) -> i64 {
-    began.to_nanos() - TICK_NANOS
-}
-
 /// Same inode with the same stamp: content, metadata and link count are as they were.
 fn is_same_file(row: &FileRow, stat: &Stat) -> bool {
     row.ino == stat.ino && row.ctime == stat.ctime.to_nanos() && row.size == stat.size
@@ -335,10 +342,9 @@ fn is_same_file(row: &FileRow, stat: &Stat) -> bool {
 /// Makes a census fit to be kept: files that changed so lately that they may have changed again unseen are marked,
 /// so that the next run looks again, and identities that nothing refers to are dropped.
 pub(crate) fn settle(census: &mut Census, began: Time) {
-    let limit = latest_settled(began);
     let old = std::mem::take(&mut census.ids);
     for file in &mut census.files {
-        if file.ctime >= limit {
+        if !is_over(file.ctime, began) {
             file.ctime = FileRow::UNSETTLED;
         } else if file.id != NONE {
             census.ids.push(old[file.id as usize]);

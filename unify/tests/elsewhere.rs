@@ -14,6 +14,7 @@ use std::sync::{Mutex, Once};
 use std::time::{Duration, SystemTime};
 
 use common::{REAL, World};
+use fixtures::loopfs::{FsKind, Options};
 use fixtures::{Call, Fault, Faulty, LoopFs, Manifest, Op, Script, Snapshot, When, require_root, rerun_test};
 use kernel::Errno;
 use store::journal::RunEnd;
@@ -660,4 +661,42 @@ fn times_of_directories_show_nothing() {
     std::fs::File::open(&usr).unwrap().set_modified(old).unwrap();
     world.unify(&REAL).unwrap();
     assert_eq!(std::fs::metadata(&usr).unwrap().modified().unwrap(), old);
+}
+
+#[test]
+fn whole_seconds_hide_no_write() {
+    const NAME: &str = "whole_seconds_hide_no_write";
+    let options = Options { kind: FsKind::Ext4, size: 32 << 20, mkfs: &["-I", "128"], mount: "" };
+    let disk = fixtures::need!(NAME, LoopFs::with(&options));
+    let into_second = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().subsec_millis();
+    while into_second() > 100 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let guest = Manifest::parse("f usr/a *5000:1\n").unwrap();
+    let world = World::new(disk.path(), &[guest.clone(), guest]);
+    let name = roles(&world, "usr/a").1;
+    // In the same second as the first, unless the run has waited for the next.
+    let latest = [b'w'; 5000];
+    let write = || std::fs::write(&name, latest).unwrap();
+    let report = world.unify(&Faulty::new(&REAL, once_planned(write))).unwrap();
+    assert!(std::fs::read(&name).unwrap() == latest, "{report:?}");
+    assert_eq!(report.skipped.get("changed"), Some(&1), "{report:?}");
+}
+
+#[test]
+fn an_object_that_another_guest_still_has_stays_one() {
+    // The copy for the first guest fails, and the second hides that by taking a name of its own away.
+    let (_place, world) = world(&["f usr/a *5000:1\n", "f usr/a *5000:1\nh usr/b usr/a\n"]);
+    world.unify(&REAL).unwrap();
+    let second = world.guests[1].join("usr/b");
+    let script = once_planned(|| std::fs::remove_file(&second).unwrap());
+    let script = script.every_of(Op::CopyContent, Fault::Fail(Errno::NOSPC));
+    let report = world.undo(&Faulty::new(&REAL, script), &Scope::default()).unwrap();
+    assert_eq!((report.done.retired, report.done.not_done), (0, 2), "{report:?}");
+    let mut objects = 0;
+    world.open(&REAL).unwrap().0.for_each_object(|_, _, _| objects += 1, drop).unwrap();
+    assert_eq!((objects, world.shares("usr/a")), (1, true));
+    // Once there is room, each gets its own.
+    world.undo(&REAL, &Scope::default()).unwrap();
+    assert!(!world.shares("usr/a"));
 }

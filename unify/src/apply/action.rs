@@ -438,7 +438,8 @@ impl Mover<'_> {
     fn retire(&self, action: &Action, names: &Names<'_>) -> Step<Traces> {
         let file = names.places[0].dir.open_any(names.places[0].name).map_err(Skip::from_errno)?;
         let stat = file.stat().map_err(Skip::from_errno)?;
-        if stat.ino != action.ino || stat.nlink as usize != names.len() + 1 {
+        let has_others = || stat.nlink as usize != names.len() + 1;
+        if stat.ino != action.ino || has_others() || !are_names_of(action.ino, &names.places) {
             return Err(Skip::NotOurs);
         }
         lift_seals(self.around.fs, &file).map_err(Skip::Failed)?;
@@ -477,8 +478,10 @@ impl Mover<'_> {
     ) -> Step<()> {
         let action = &stage.batch.actions[at];
         if trace.object == 0 {
-            // A broken admission is dismissed under its lease, when it has lost its links.
-            drop(trace.lease.take_if(|_| !broken.contains(&action.ino)));
+            // A broken admission is dismissed under its lease, when it has lost its links; one that has no seal yet
+            // gets it under its lease.
+            let is_through = self.seal.leaves_names_free() && !broken.contains(&action.ino);
+            drop(trace.lease.take_if(|_| is_through));
             return Ok(());
         }
         let Some(lease) = trace.lease.take() else { return Ok(()) };
@@ -524,6 +527,17 @@ impl Mover<'_> {
         })?;
         Err(Skip::Busy)
     }
+}
+
+/// Whether these are names of one inode, each another: a guest may have moved a directory or unlinked a name since they
+/// were found, and then somebody else has what is missing in the number of links.
+pub(crate) fn are_names_of(ino: u64, places: &[At<'_>]) -> bool {
+    let mut seen = HashSet::new();
+    places.iter().all(|place| {
+        let dir = place.dir.stat_self().map(|dir| dir.ino);
+        dir.is_ok_and(|dir| seen.insert((dir, place.name)))
+            && place.dir.stat(place.name).is_ok_and(|stat| stat.ino == ino)
+    })
 }
 
 /// Leases a file that this process alone knows and has just written. A child that another thread is starting

@@ -31,8 +31,8 @@ use crate::notes::{Notes, Skip, Surroundings};
 use crate::walk::to_path;
 use crate::{Error, Result};
 
-pub(crate) use action::keep_aside;
 use action::{Copy, Traces};
+pub(crate) use action::{are_names_of, keep_aside};
 pub(crate) use parked::{Parking, Swap, swap};
 
 /// Neighbouring actions that one thread takes at a time.

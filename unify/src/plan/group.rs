@@ -16,7 +16,7 @@ use crate::guest::Guest;
 use crate::hash::identify;
 use crate::notes::{Count, Notes, Skip, Surroundings};
 use crate::objects::Objects;
-use crate::walk::{TICK_NANOS, is_within_reach, join};
+use crate::walk::{TICK_NANOS, is_over, is_within_reach, join, lasts};
 
 /// Files that are read before they are grouped and forgotten: bounds the memory for identities.
 const CHUNK: usize = 1 << 16;
@@ -280,14 +280,15 @@ fn find_inodes<'s>(
     }
 }
 
-/// A change time of this very tick proves nothing yet: the clock must move on before files that were
-/// written just now can be read for good.
+/// A change time that is not over proves nothing yet: the clock must move on before files that were written just now
+/// can be read for good.
 fn wait_for_tick(censuses: &[Census]) {
-    let now = Time::now().to_nanos();
+    let now = Time::now();
     let files = censuses.iter().flat_map(|census| &census.files).filter(|file| file.state == 0);
     // The kernel may stamp finer than the clock that we read ticks: such a stamp is ahead of it.
-    let fresh = files.filter(|file| (now - TICK_NANOS..now + TICK_NANOS).contains(&file.ctime)).count();
-    if fresh > 0 {
-        std::thread::sleep(std::time::Duration::from_nanos(2 * TICK_NANOS as u64));
+    let ahead = now.to_nanos() + TICK_NANOS;
+    let fresh = files.map(|file| file.ctime).filter(|ctime| !is_over(*ctime, now) && *ctime < ahead);
+    if let Some(longest) = fresh.map(lasts).max() {
+        std::thread::sleep(std::time::Duration::from_nanos((longest + TICK_NANOS) as u64));
     }
 }

@@ -24,7 +24,7 @@ const DIRECTORY_STRETCH: usize = 32;
 /// Files that a directory is opened for, at least, where a thread reads in several at once.
 const OPENED_FOR: usize = 8;
 
-/// Directories that a thread holds open to read, at most.
+/// Directories that a thread holds open to read, at most; fewer where few files may be open.
 const STREET_DIRS: usize = 128;
 
 /// Bytes of directories' paths of one inode's names, at most: they stand in the journal together.
@@ -174,7 +174,9 @@ fn streets(censuses: &[Census], rows: &[Row]) -> Vec<Vec<Row>> {
     let dirs: Vec<&[Row]> = rows.chunk_by(|a, b| (a.guest, a.dir) == (b.guest, b.dir)).collect();
     let mut dirs: Vec<(u64, &[Row])> = dirs.into_par_iter().map(|dir| (of_dir(dir), dir)).collect();
     dirs.par_sort_by_key(|(path, _)| *path);
-    let same_path = dirs.chunk_by(|a, b| a.0 == b.0).flat_map(|same| same.chunks(STREET_DIRS));
+    let fair = kernel::open_file_limit() as usize / (4 * rayon::current_num_threads());
+    let most = STREET_DIRS.min(fair).max(1);
+    let same_path = dirs.chunk_by(|a, b| a.0 == b.0).flat_map(|same| same.chunks(most));
     let stretches = same_path.flat_map(|dirs| {
         let mut rows: Vec<Row> = dirs.iter().flat_map(|(_, rows)| *rows).copied().collect();
         if dirs.len() > 1 {

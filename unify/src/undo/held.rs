@@ -12,6 +12,9 @@ use crate::notes::Skip;
 use crate::session::Session;
 use crate::walk::{is_within_reach, join, to_path};
 
+/// Bytes of names in one directory, at most: some ten million names.
+const MAX_NAMES: usize = 1 << 30;
+
 /// All names of objects in the guests: by guest, directory and name.
 #[derive(Default)]
 pub(super) struct Held {
@@ -45,13 +48,21 @@ type Found = (Place, Vec<(u64, u32)>);
 impl Held {
     fn new(mut found: Vec<Found>) -> Self {
         found.sort_unstable_by(|(a, _), (b, _)| (a.guest, &a.path).cmp(&(b.guest, &b.path)));
+        // What changes while it is read may be seen twice: a directory as well as a name.
+        found.dedup_by(|(again, names), (place, all)| {
+            let is_same = (again.guest, &again.path) == (place.guest, &place.path);
+            if is_same {
+                let mut add = |at| census::add_name(&mut place.names, census::name_at(&again.names, at));
+                all.extend(names.iter().map(|&(ino, at)| (ino, add(at))));
+            }
+            is_same
+        });
         let mut held = Self::default();
         held.rows.reserve_exact(found.iter().map(|(_, names)| names.len()).sum());
         for (mut place, mut names) in found {
             let name = |at: u32| census::name_at(&place.names, at);
-            names.sort_unstable_by(|a, b| name(a.1).cmp(name(b.1)));
-            // A directory that changes while it is read may show a name twice.
-            names.dedup_by(|a, b| a.0 == b.0 && name(a.1) == name(b.1));
+            names.sort_unstable_by_key(|&(ino, at)| (name(at), ino));
+            names.dedup_by_key(|&mut (ino, at)| (name(at), ino));
             let number = held.places.len() as u32;
             let first = held.rows.len() as u32;
             held.rows.extend(names.into_iter().map(|(ino, name)| Row { ino, place: number, name }));
@@ -162,6 +173,9 @@ impl Session<'_> {
                 let path = join(&path, entry.name);
                 scope.spawn(move |scope| self.find_held(scope, objects, found, guest, path));
             } else if objects.contains_key(&entry.ino) {
+                if names.len() > MAX_NAMES {
+                    return Err(Errno::OVERFLOW);
+                }
                 here.push((entry.ino, census::add_name(&mut names, entry.name)));
             }
             Ok(())

@@ -9,7 +9,7 @@ mod shared;
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
-use kernel::{Dir, Seal};
+use kernel::{Dir, Errno, Seal};
 use store::index::Index;
 use store::journal::{Action, Batch, Journal, NameRef, RunEnd, RunId, RunKind, Verb};
 use store::{ObjectName, Store};
@@ -152,12 +152,13 @@ impl Session<'_> {
             (None, Some(journal)) if relaxed => self.times_taken(journal, &held)?,
             _ => Shared::default(),
         };
-        self.note_gone(&shared);
+        let none_is_missed = self.note_gone(&shared, &objects);
         let is_in_scope = |row: &u32| {
             let (place, _) = held.place(*row);
             self.is_in_scope(scope, place.guest, &place.path, held.name(*row))
         };
         let whole = shared.whole
+            && none_is_missed
             && (0..held.len() as u32).filter(|row| shared.has(*row)).all(|row| is_in_scope(&row))
             && shared.gone.iter().all(|(guest, dir, name)| self.is_in_scope(scope, *guest, dir, name));
         // All names of an inode or none: a guest's own hard links stay what they are.
@@ -174,16 +175,24 @@ impl Session<'_> {
         (scope.paths.is_empty() || is_named()) && self.judges[guest as usize].selects(dir, name)
     }
 
-    /// Notes the names that a run has shared and that no longer are objects'.
-    fn note_gone(&self, shared: &Shared) {
+    /// Notes the names that a run has shared and that no longer are objects'. Returns `false` if one of them may be one
+    /// all the same, which the walk has missed.
+    fn note_gone(&self, shared: &Shared, objects: &HashMap<u64, Object>) -> bool {
+        let mut all = true;
         for (guest, dir, name) in &shared.gone {
             let guest = &self.guests[*guest as usize];
-            let why = match guest.root.open_dir(dir).and_then(|dir| dir.stat(name)) {
+            let found = guest.root.open_dir(dir).and_then(|dir| dir.stat(name));
+            all &= match &found {
+                Ok(stat) => !objects.contains_key(&stat.ino),
+                Err(errno) => matches!(*errno, Errno::NOENT | Errno::NOTDIR | Errno::LOOP),
+            };
+            let why = match found {
                 Ok(_) => Skip::NotOurs,
                 Err(errno) => Skip::from_errno(errno),
             };
             self.notes.skip(&guest.key, to_path(&join(dir, name)), why);
         }
+        all
     }
 }
 
