@@ -344,14 +344,7 @@ impl Run<'_, '_> {
         let run = self.journal.begin(kind, command, self.seal)?;
         report.run = Some(run);
         let mut executor = Executor::new(around, self.store, self.journal, guests, notes, (run, self.seal))?;
-        let mut end = RunEnd::Complete;
-        for batch in batches {
-            if around.stopping() {
-                end = RunEnd::Interrupted;
-                break;
-            }
-            executor.execute(batch)?;
-        }
+        let mut end = executor.execute(batches)?;
         report.done = executor.finish()?;
         if end == RunEnd::Complete && report.done.not_done > 0 {
             end = RunEnd::Partial;

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use kernel::{Dir, Errno, File, Fs, Seal, Time};
 use rayon::prelude::*;
-use store::journal::{Action, Batch, Journal, RunId, Settled, Verb};
+use store::journal::{Action, Batch, Journal, RunEnd, RunId, Settled, Verb};
 use store::{IdentityPolicy, ObjectName, Store};
 
 use crate::guest::Guest;
@@ -145,8 +145,19 @@ impl<'a> Executor<'a> {
         Ok(Self { mover, journal, run, durable: false, done: Done::default() })
     }
 
-    /// Carries out one batch. An error leaves an intended batch behind, which recovery settles.
-    pub(crate) fn execute(&mut self, mut batch: Batch) -> Result<()> {
+    /// Carries out batches, until the user wants to stop. An error leaves an intended batch behind, which
+    /// recovery settles.
+    pub(crate) fn execute(&mut self, batches: impl Iterator<Item = Batch>) -> Result<RunEnd> {
+        for batch in batches {
+            if self.mover.around.stopping() {
+                return Ok(RunEnd::Interrupted);
+            }
+            self.carry_out(batch)?;
+        }
+        Ok(RunEnd::Complete)
+    }
+
+    fn carry_out(&mut self, mut batch: Batch) -> Result<()> {
         let names = batch.actions.iter().map(|action| action.names.len() as u32).sum();
         self.mover.parking.prepare(self.mover.around.fs, names)?;
         let mover = &self.mover;

@@ -86,14 +86,7 @@ impl Task<'_> {
         self.hold_names(corrupt, &replacements, false)?;
         let setting = (run, self.seal);
         let mut executor = Executor::new(self.around, self.store, journal, self.guests, self.notes, setting)?;
-        let mut end = RunEnd::Complete;
-        for batch in batches {
-            if self.around.stopping() {
-                end = RunEnd::Interrupted;
-                break;
-            }
-            executor.execute(batch)?;
-        }
+        let mut end = executor.execute(batches.into_iter())?;
         let done = executor.finish()?;
         self.hold_names(corrupt, &replacements, true)?;
         let without = corrupt.iter().filter(|one| !one.names.is_empty() && !one.replaced).count();

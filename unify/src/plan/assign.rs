@@ -31,24 +31,31 @@ pub(super) struct Assigned {
     pub(super) targets: Vec<ObjectName>,
 }
 
-impl Assigned {
-    /// Gives every member of a group an object: never one that its guest has already.
-    pub(super) fn assign(
-        &mut self,
+/// The inodes that become names of one object.
+pub(super) struct Decided {
+    name: ObjectName,
+    exists: bool,
+    /// The one that becomes the object, if there is none, is the first.
+    members: Vec<Inode>,
+}
+
+impl Group {
+    /// Gives every member an object: never one that its guest has already.
+    pub(super) fn decide(
+        &self,
         items: &Items,
-        group: &Group,
         guests: &[u32],
         occupied: &BTreeSet<(u32, u64)>,
-    ) {
+    ) -> Vec<Decided> {
         let mut used: BTreeSet<(u32, usize)> = BTreeSet::new();
-        for (twin, inos) in group.existing.iter().enumerate() {
+        for (twin, inos) in self.existing.iter().enumerate() {
             let has = |guest: &u32| inos.iter().any(|ino| occupied.contains(&(*guest, *ino)));
             used.extend(guests.iter().filter(|guest| has(guest)).map(|&guest| (guest, twin)));
         }
         let mut twins: Vec<Vec<Inode>> = Vec::new();
         // Below this, a guest has every twin: a guest may have very many equal files.
         let mut full: HashMap<u32, usize> = HashMap::new();
-        for &inode in &group.members {
+        for &inode in &self.members {
             let guests: BTreeSet<u32> = items.names(inode).iter().map(|item| item.guest).collect();
             let free = |twin: &usize| guests.iter().all(|&guest| !used.contains(&(guest, *twin)));
             let start = guests.iter().filter_map(|guest| full.get(guest)).max().copied().unwrap_or(0);
@@ -62,25 +69,30 @@ impl Assigned {
             }
             twins[twin].push(inode);
         }
-        for (twin, members) in twins.into_iter().enumerate() {
-            let exists = group.existing.get(twin).is_some_and(|inos| !inos.is_empty());
-            let name = ObjectName { id: group.id, twin: twin as u16, overflow: 0 };
-            self.assign_twin(items, name, exists, members);
-        }
+        let decided = twins.into_iter().zip(0..).map(|(mut members, twin)| {
+            // The inode with the most names stays where it is: that moves the fewest names.
+            members.sort_by_key(|inode| (std::cmp::Reverse(inode.names), inode.first));
+            let exists = self.existing.get(usize::from(twin)).is_some_and(|inos| !inos.is_empty());
+            Decided { name: ObjectName { id: self.id, twin, overflow: 0 }, exists, members }
+        });
+        let is_alone = |members: &[Inode]| members.len() == 1 && !items.spans_guests(members[0]);
+        decided
+            .filter(|one| one.exists || !is_alone(&one.members))
+            .filter(|one| !one.members.is_empty())
+            .collect()
     }
+}
 
-    fn assign_twin(&mut self, items: &Items, name: ObjectName, exists: bool, mut members: Vec<Inode>) {
-        let alone = members.len() == 1 && !items.spans_guests(members[0]);
-        if members.is_empty() || (!exists && alone) {
-            return;
-        }
-        // The inode with the most names stays where it is: that moves the fewest names.
-        members.sort_by_key(|inode| (std::cmp::Reverse(inode.names), inode.first));
-        let target = self.targets.len() as u32;
-        self.targets.push(name);
-        for (at, &Inode { first, names }) in members.iter().enumerate() {
-            let moves = if at == 0 && !exists { &mut self.admits } else { &mut self.links };
-            moves.push(Move { inode: Inode { first, names }, target });
+impl Assigned {
+    pub(super) fn add(&mut self, decided: Vec<Decided>) {
+        for Decided { name, exists, members } in decided {
+            let target = self.targets.len() as u32;
+            self.targets.push(name);
+            let mut moves = members.into_iter().map(|inode| Move { inode, target });
+            if !exists {
+                self.admits.extend(moves.next());
+            }
+            self.links.extend(moves);
         }
     }
 

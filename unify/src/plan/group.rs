@@ -9,8 +9,8 @@ use store::census::Census;
 use store::{IdentityPolicy, ObjectId, ObjectName, Store};
 
 use super::Plan;
-use super::assign::{Assigned, Group};
-use super::items::{Inode, Items};
+use super::assign::{Assigned, Decided, Group};
+use super::items::{Inode, Items, Known};
 use crate::Result;
 use crate::guest::Guest;
 use crate::hash::identify;
@@ -31,6 +31,14 @@ struct Found {
     /// Groups with objects from earlier runs: their guests are looked through first.
     waiting: Vec<Group>,
     corrupt: Vec<ObjectName>,
+}
+
+/// What comes of the inodes of one identity.
+enum Outcome {
+    Nothing,
+    Alone(ObjectId, Inode),
+    Decided(Vec<Decided>),
+    Waiting(ObjectId, Vec<Inode>, Vec<Twin>),
 }
 
 /// What planning needs to know.
@@ -71,7 +79,7 @@ impl<'a> Planner<'a> {
         let occupied = self.occupied(&waiting, &items);
         let guests: Vec<u32> = (0..self.guests.len() as u32).collect();
         for group in waiting {
-            assigned.assign(&items, &group, &guests, &occupied);
+            assigned.add(group.decide(&items, &guests, &occupied));
         }
         let censuses: &'a [Census] = censuses;
         assigned.order(&items, censuses);
@@ -116,49 +124,54 @@ impl<'a> Planner<'a> {
         found: &mut Found,
     ) -> Result<()> {
         // Identities that are not known are computed; what was known only groups.
-        let unknown: Vec<Inode> =
-            chunk.iter().copied().filter(|inode| items.known_id(censuses, *inode).is_none()).collect();
-        let mut proven: HashMap<u32, ObjectId> = self.prove_all(censuses, items, &unknown);
-        let id_of =
-            |inode: &Inode| proven.get(&inode.first).copied().or_else(|| items.known_id(censuses, *inode));
-        let mut sorted: Vec<(ObjectId, Inode)> =
-            chunk.iter().filter_map(|inode| Some((id_of(inode)?, *inode))).collect();
-        sorted.par_sort_unstable_by_key(|(id, inode)| (*id, inode.first));
-        let runs: Vec<&[(ObjectId, Inode)]> = sorted.chunk_by(|a, b| a.0 == b.0).collect();
+        let known = |inode: &Inode| {
+            let id = items.known_id(censuses, *inode)?;
+            Some(Known { id, inode: *inode, is_proven: false })
+        };
+        let unknown: Vec<Inode> = chunk.iter().copied().filter(|inode| known(inode).is_none()).collect();
+        let mut sorted = self.prove_all(censuses, items, &unknown);
+        sorted.par_extend(chunk.par_iter().filter_map(known));
+        sorted.par_sort_unstable_by_key(|one| (one.id, one.inode.first));
+        let runs: Vec<&[Known]> = sorted.chunk_by(|a, b| a.id == b.id).collect();
         let existing = self.existing(&runs)?;
-        let has_company = |run: &[(ObjectId, Inode)], existing: &[Twin]| {
-            run.len() > 1 || !existing.is_empty() || run.iter().any(|(_, inode)| items.spans_guests(*inode))
+        let has_company = |run: &[Known], existing: &[Twin]| {
+            run.len() > 1 || !existing.is_empty() || items.spans_guests(run[0].inode)
         };
         // Those that seem to have company and were not read in this run are read now.
         let unproven: Vec<Inode> = runs
             .iter()
             .zip(&existing)
             .filter(|(run, existing)| has_company(run, existing))
-            .flat_map(|(run, _)| run.iter().map(|(_, inode)| *inode))
-            .filter(|inode| !proven.contains_key(&inode.first))
+            .flat_map(|(run, _)| run.iter().filter(|one| !one.is_proven).map(|one| one.inode))
             .collect();
-        proven.extend(self.prove_all(censuses, items, &unproven));
-        for (run, existing) in runs.iter().zip(existing) {
-            let id = run[0].0;
-            let members: Vec<Inode> = run
-                .iter()
-                .map(|(_, inode)| *inode)
-                .filter(|inode| proven.get(&inode.first) == Some(&id))
-                .collect();
-            if members.is_empty() {
-                continue;
-            }
-            if has_company(run, &existing) {
-                let existing = self.trusted(existing, &mut found.corrupt)?;
-                let group = Group { id, members, existing };
-                if group.existing.is_empty() {
-                    found.assigned.assign(items, &group, &[], &BTreeSet::new());
-                } else {
-                    found.waiting.push(group);
-                }
-            } else {
+        let late = self.prove_all(censuses, items, &unproven);
+        let late: HashMap<u32, ObjectId> = late.iter().map(|one| (one.inode.first, one.id)).collect();
+        let is_member = |one: &&Known| one.is_proven || late.get(&one.inode.first) == Some(&one.id);
+        let nothing_is_occupied = BTreeSet::new();
+        let outcome = |(run, existing): (&&[Known], Vec<Twin>)| {
+            let members: Vec<Inode> = run.iter().filter(is_member).map(|one| one.inode).collect();
+            let id = run[0].id;
+            match () {
+                () if members.is_empty() => Outcome::Nothing,
                 // Alone so far: the next run need not read it again to know.
-                items.remember(censuses, members[0], id);
+                () if !has_company(run, &existing) => Outcome::Alone(id, members[0]),
+                () if existing.is_empty() => {
+                    let group = Group { id, members, existing: Vec::new() };
+                    Outcome::Decided(group.decide(items, &[], &nothing_is_occupied))
+                }
+                () => Outcome::Waiting(id, members, existing),
+            }
+        };
+        let outcomes: Vec<Outcome> = runs.par_iter().zip(existing).map(outcome).collect();
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Nothing => {}
+                Outcome::Alone(id, inode) => items.remember(censuses, inode, id),
+                Outcome::Decided(decided) => found.assigned.add(decided),
+                Outcome::Waiting(id, members, existing) => {
+                    let existing = self.trusted(existing, &mut found.corrupt)?;
+                    found.waiting.push(Group { id, members, existing });
+                }
             }
         }
         Ok(())
@@ -166,7 +179,7 @@ impl<'a> Planner<'a> {
 
     /// The objects of each group's identity that exist, by twin. Runs that were cut off, undo and garbage
     /// collection leave gaps.
-    fn existing(&self, runs: &[&[(ObjectId, Inode)]]) -> Result<Vec<Vec<Twin>>> {
+    fn existing(&self, runs: &[&[Known]]) -> Result<Vec<Vec<Twin>>> {
         runs.par_iter()
             .map(|run| {
                 // Not by class: an object that was changed may have another than its name says.
@@ -174,7 +187,7 @@ impl<'a> Planner<'a> {
                     return Ok(Vec::new());
                 };
                 let mut found: Vec<Twin> = Vec::new();
-                for name in self.objects.names(run[0].0) {
+                for name in self.objects.names(run[0].id) {
                     let Some(stat) = store.stat_object(name)? else { continue };
                     let twin = usize::from(name.twin);
                     found.resize(found.len().max(twin + 1), Twin::new());

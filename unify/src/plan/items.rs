@@ -20,6 +20,15 @@ pub(super) struct Inode {
     pub(super) names: u32,
 }
 
+/// An inode and the identity of its content.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub(super) id: ObjectId,
+    pub(super) inode: Inode,
+    /// This run has read it.
+    pub(super) is_proven: bool,
+}
+
 /// All candidates by class, then by inode.
 pub(super) struct Items(Vec<Item>);
 

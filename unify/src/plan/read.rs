@@ -5,11 +5,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Instant;
 
 use rayon::prelude::*;
-use store::ObjectId;
 use store::census::{Census, FileRow};
 
 use super::Planner;
-use super::items::{Inode, Items};
+use super::items::{Inode, Items, Known};
 use crate::hash::{Proof, prove};
 use crate::notes::Skip;
 use crate::walk::{join, to_path};
@@ -31,24 +30,19 @@ const STREET_DIRS: usize = 128;
 const MAX_PATHS: usize = 16 << 20;
 
 impl Planner<'_> {
-    /// Reads inodes in parallel; keyed by their first item. Directories that have the same path in their guests are read
+    /// Reads inodes in parallel; what could not be read is left out. Directories that have the same path in their guests are read
     /// together, twin after twin, others in order of the inodes' numbers; where a head has to move, all in the order
     /// in which they lie on the disk.
-    pub(super) fn prove_all(
-        &self,
-        censuses: &[Census],
-        items: &Items,
-        inodes: &[Inode],
-    ) -> HashMap<u32, ObjectId> {
+    pub(super) fn prove_all(&self, censuses: &[Census], items: &Items, inodes: &[Inode]) -> Vec<Known> {
         let began = Instant::now();
         let proven = self.prove_in_order(censuses, items, inodes);
         self.read_micros.add(began.elapsed().as_micros() as u64);
         proven
     }
 
-    fn prove_in_order(&self, censuses: &[Census], items: &Items, inodes: &[Inode]) -> HashMap<u32, ObjectId> {
+    fn prove_in_order(&self, censuses: &[Census], items: &Items, inodes: &[Inode]) -> Vec<Known> {
         let mut rows: Vec<Row> = inodes
-            .iter()
+            .par_iter()
             .map(|inode| {
                 let file = items.row(censuses, *inode);
                 Row {
@@ -88,7 +82,7 @@ impl Planner<'_> {
     }
 
     /// Reads inodes one behind the other, with their directories open.
-    fn prove_street(&self, censuses: &[Census], items: &Items, rows: &[Row]) -> Vec<(u32, ObjectId)> {
+    fn prove_street(&self, censuses: &[Census], items: &Items, rows: &[Row]) -> Vec<Known> {
         let mut dirs: HashMap<(u32, u32), OpenDir> = HashMap::new();
         let prove = |row: &Row| {
             let dir = dirs
@@ -105,13 +99,7 @@ impl Planner<'_> {
         OpenDir { path, dir }
     }
 
-    fn prove_in(
-        &self,
-        censuses: &[Census],
-        items: &Items,
-        dir: &OpenDir,
-        inode: Inode,
-    ) -> Option<(u32, ObjectId)> {
+    fn prove_in(&self, censuses: &[Census], items: &Items, dir: &OpenDir, inode: Inode) -> Option<Known> {
         let guest = items.guest(inode) as usize;
         let file = items.row(censuses, inode);
         let name = censuses[guest].name(file.name);
@@ -126,7 +114,7 @@ impl Planner<'_> {
             Ok(dir) => self.prove(dir, name, file, inode),
             Err(why) => Err(*why),
         };
-        proof.map(|proof| (inode.first, proof.id)).map_err(skip).ok()
+        proof.map(|proof| Known { id: proof.id, inode, is_proven: true }).map_err(skip).ok()
     }
 
     fn prove(
@@ -176,8 +164,8 @@ fn streets(censuses: &[Census], rows: &[Row]) -> Vec<Vec<Row>> {
     dirs.par_sort_by_key(|(path, _)| *path);
     let fair = kernel::open_file_limit() as usize / (4 * rayon::current_num_threads());
     let most = STREET_DIRS.min(fair).max(1);
-    let same_path = dirs.chunk_by(|a, b| a.0 == b.0).flat_map(|same| same.chunks(most));
-    let stretches = same_path.flat_map(|dirs| {
+    let same_path: Vec<_> = dirs.chunk_by(|a, b| a.0 == b.0).flat_map(|same| same.chunks(most)).collect();
+    let stretches = same_path.into_par_iter().flat_map_iter(|dirs| {
         let mut rows: Vec<Row> = dirs.iter().flat_map(|(_, rows)| *rows).copied().collect();
         if dirs.len() > 1 {
             rows.sort_by_key(|row| row.class);
