@@ -10,7 +10,7 @@ use kernel::{At, Dir, Errno, File, Leased, Metadata, Seal, Stat, Time, lift_seal
 use store::journal::{Action, Batch, DirRef, Journal, NameRef, Run, RunEnd, Settled, Verb};
 use store::{ObjectName, Store};
 
-use crate::apply::{Parking, Swap, are_names_of, fasten, keep_aside, restore_time, swap};
+use crate::apply::{Parking, Swap, THE_STORES, fasten, keep_aside, links_besides, restore_time, swap};
 use crate::hash::identify;
 use crate::notes::{Skip, Surroundings};
 use crate::walk::{TICK_NANOS, to_path};
@@ -91,6 +91,13 @@ fn places<'b>(seq: u32, batch: &'b Batch, dirs: &'b [Option<Dir>]) -> Vec<Vec<Pl
         Place { dir, name: &name.name, lane, parked: Parking::name(seq, lane), time: None }
     };
     batch.actions.iter().map(|action| action.names.iter().map(&mut place).collect()).collect()
+}
+
+/// Whether an object has no links but the store's and these.
+fn is_alone(object: &File, places: &[Place<'_>]) -> kernel::Result<bool> {
+    let names: Vec<At<'_>> =
+        places.iter().filter_map(|place| Some(At::new(place.dir?, place.name))).collect();
+    Ok(links_besides(object, &names)? == Some(THE_STORES))
 }
 
 /// What a call gave; none if the guest has moved or removed what was called upon, or keeps it to itself. Whatever
@@ -245,7 +252,7 @@ impl Recovery<'_> {
             self.lift_at(action, places)?;
             return Ok(Settled::NotDone);
         };
-        Ok(if self.make_whole(action, name)? {
+        Ok(if self.make_whole(action, name, places)? {
             Settled::Done { overflow: name.overflow }
         } else {
             Settled::NotDone
@@ -253,7 +260,7 @@ impl Recovery<'_> {
     }
 
     /// Seals an object whose content is proven; gives it back to its guest otherwise.
-    fn make_whole(&self, action: &Action, name: ObjectName) -> Result<bool> {
+    fn make_whole(&self, action: &Action, name: ObjectName, places: &[Place<'_>]) -> Result<bool> {
         let failed = |doing| store::Error::at(doing, self.store.object_path(name));
         let path = name.path();
         if let Some(leased) = self.leased_same(action, At::new(self.store.objects(), path.as_bytes()))?
@@ -265,8 +272,7 @@ impl Recovery<'_> {
             return Ok(true);
         }
         let file = self.store.objects().open_file(path.as_bytes()).map_err(failed("open"))?;
-        let stat = file.stat().map_err(failed("stat"))?;
-        if stat.nlink as usize > action.names.len() + 1 {
+        if !is_alone(&file, places).map_err(failed("look at"))? {
             // Others have it already: it is an object, sealed or not; scrubbing looks after it.
             return Ok(true);
         }
@@ -281,16 +287,15 @@ impl Recovery<'_> {
             self.lift_at(action, places)?;
             return Ok(done);
         };
-        let failed = |doing| store::Error::at(doing, self.store.object_path(action.object));
-        let names: Option<Vec<At<'_>>> =
-            places.iter().map(|place| Some(At::new(place.dir?, place.name))).collect();
-        let is_alone = stat.nlink as usize == action.names.len() + 1
-            && names.is_some_and(|names| are_names_of(action.ino, &names));
-        if stat.ino != action.ino || !is_alone {
+        if stat.ino != action.ino {
             return Ok(Settled::NotDone);
         }
+        let failed = |doing| store::Error::at(doing, self.store.object_path(action.object));
         let path = action.object.path();
         let file = self.store.objects().open_file(path.as_bytes()).map_err(failed("open"))?;
+        if !is_alone(&file, places).map_err(failed("look at"))? {
+            return Ok(Settled::NotDone);
+        }
         lift_seals(self.around.fs, &file).map_err(failed("unseal"))?;
         self.around.fs.unlink(At::new(self.store.objects(), path.as_bytes())).map_err(failed("remove"))?;
         Ok(done)
@@ -381,7 +386,9 @@ impl Recovery<'_> {
     /// A `Link` that may have become an `Admit`.
     fn settle_unexchanged(&mut self, action: &Action, places: &[Place<'_>]) -> Result<Settled> {
         match self.overflow_of(action.object, action.ino)? {
-            Some(name) if self.make_whole(action, name)? => Ok(Settled::Admitted { overflow: name.overflow }),
+            Some(name) if self.make_whole(action, name, places)? => {
+                Ok(Settled::Admitted { overflow: name.overflow })
+            }
             Some(_) => Ok(Settled::NotDone),
             None => {
                 self.lift_at(action, places)?;

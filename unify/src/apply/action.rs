@@ -10,11 +10,14 @@ use store::identity::class;
 use store::journal::{Action, Settled, Verb};
 use store::{IdentityPolicy, ObjectName, Store};
 
-use super::{Mover, Parking, Stage, Swap, swap, times_of};
+use super::{Mover, Parking, Stage, Swap, links_besides, swap, times_of};
 use crate::Result;
 use crate::hash::identify_on_disk;
 use crate::notes::Skip;
 use crate::plan::is_intact;
+
+/// Links of an object that are no guest's.
+pub(crate) const THE_STORES: u32 = 1;
 
 /// What an action left behind: what became of it, and the lease on the inode that it moved.
 ///
@@ -437,10 +440,13 @@ impl Mover<'_> {
     /// An object that one guest alone uses becomes that guest's private inode.
     fn retire(&self, action: &Action, names: &Names<'_>) -> Step<Traces> {
         let file = names.places[0].dir.open_any(names.places[0].name).map_err(Skip::from_errno)?;
-        let stat = file.stat().map_err(Skip::from_errno)?;
-        let has_others = || stat.nlink as usize != names.len() + 1;
-        if stat.ino != action.ino || has_others() || !are_names_of(action.ino, &names.places) {
+        if file.stat().map_err(Skip::from_errno)?.ino != action.ino {
             return Err(Skip::NotOurs);
+        }
+        match links_besides(&file, &names.places).map_err(Skip::from_errno)? {
+            Some(THE_STORES) => {}
+            Some(_) => return Err(Skip::NotOurs),
+            None => return Err(Skip::Changed),
         }
         lift_seals(self.around.fs, &file).map_err(Skip::Failed)?;
         let path = action.object.path();
@@ -515,8 +521,8 @@ impl Mover<'_> {
         else {
             return Ok(());
         };
-        let file = lease.file();
-        if file.stat().map_err(Skip::Failed)?.nlink as usize != action.names.len() + 1 {
+        let (file, names) = (lease.file(), self.names(stage, at)?);
+        if links_besides(file, &names.places).map_err(Skip::Failed)? != Some(THE_STORES) {
             return Ok(());
         }
         let path = ObjectName { overflow, ..action.object }.path();
@@ -527,17 +533,6 @@ impl Mover<'_> {
         })?;
         Err(Skip::Busy)
     }
-}
-
-/// Whether these are names of one inode, each another: a guest may have moved a directory or unlinked a name since they
-/// were found, and then somebody else has what is missing in the number of links.
-pub(crate) fn are_names_of(ino: u64, places: &[At<'_>]) -> bool {
-    let mut seen = HashSet::new();
-    places.iter().all(|place| {
-        let dir = place.dir.stat_self().map(|dir| dir.ino);
-        dir.is_ok_and(|dir| seen.insert((dir, place.name)))
-            && place.dir.stat(place.name).is_ok_and(|stat| stat.ino == ino)
-    })
 }
 
 /// Leases a file that this process alone knows and has just written. A child that another thread is starting

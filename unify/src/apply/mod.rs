@@ -14,6 +14,7 @@
 //! the object. A crash leaves parked names, which [`crate::recover`] settles by looking at them.
 
 mod action;
+mod links;
 mod parked;
 
 use std::collections::HashSet;
@@ -32,7 +33,8 @@ use crate::walk::to_path;
 use crate::{Error, Result};
 
 use action::{Copy, Traces};
-pub(crate) use action::{are_names_of, keep_aside};
+pub(crate) use action::{THE_STORES, keep_aside};
+pub(crate) use links::links_besides;
 pub(crate) use parked::{Parking, Swap, swap};
 
 /// Neighbouring actions that one thread takes at a time.
