@@ -10,6 +10,7 @@
 
 mod apply;
 pub mod classify;
+mod descend;
 mod error;
 mod explain;
 mod guest;

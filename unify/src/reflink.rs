@@ -18,10 +18,11 @@ use rayon::prelude::*;
 use store::journal::RunEnd;
 use store::{ObjectName, Store};
 
+use crate::descend::{Below, Here, Search, Trail, descend};
 use crate::hash::{digest, is_hollow};
 use crate::notes::{Count, Skip};
 use crate::session::{Report, Session};
-use crate::walk::{MAX_PATH, join, to_path};
+use crate::walk::to_path;
 
 /// Smaller files are left alone: whole blocks are shared, and a block has 4096 bytes nearly everywhere.
 const LEAST: u64 = 4096;
@@ -140,7 +141,7 @@ struct Candidate {
 #[derive(Debug, Default)]
 struct Found {
     /// Guest and path in it.
-    dirs: Vec<(u32, Vec<u8>)>,
+    dirs: Vec<(u32, Trail)>,
     files: Vec<Candidate>,
 }
 
@@ -154,6 +155,57 @@ struct Member {
     /// Place in [`Found::files`].
     file: u32,
     fixed: bool,
+}
+
+/// Looks for files that may share their extents.
+struct Candidates<'c, 'p, 's> {
+    pass: &'c Pass<'p, 's>,
+    found: Mutex<Found>,
+}
+
+impl Search for Candidates<'_, '_, '_> {
+    /// Another device number under the same mount is another subvolume of the same file system: links
+    /// cannot cross there, extents can be shared.
+    fn look(&self, here: &Here<'_>, below: &mut Below) -> kernel::Result<()> {
+        let Pass { session, objects, planned, .. } = self.pass;
+        session.around.observer.advance(1);
+        let judge = &session.judges[here.guest as usize];
+        let at_home = here.dir.stat_self()?.dev == session.place.dev();
+        let mut files: Vec<(Box<[u8]>, Stat)> = Vec::new();
+        let read = here.dir.for_each(&mut EntryBuffer::default(), |entry| -> kernel::Result<()> {
+            let is_object = at_home && objects.contains_key(&entry.ino);
+            match entry.kind {
+                Kind::Directory => below.add(entry.name)?,
+                Kind::File | Kind::Unknown if !is_object => match here.dir.stat(entry.name) {
+                    Ok(stat) if stat.kind == Kind::Directory => below.add(entry.name)?,
+                    Ok(stat) if is_worth(&stat) && judge.selects(here.path, entry.name) => {
+                        files.push((entry.name.into(), stat));
+                    }
+                    _ => {}
+                },
+                _ => {}
+            }
+            Ok(())
+        });
+        if files.is_empty() {
+            return read;
+        }
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let row = found.dirs.len() as u32;
+        found.dirs.push((here.guest, here.trail.clone()));
+        found.files.extend(files.into_iter().map(|(name, stat)| Candidate {
+            size: stat.size,
+            dev: stat.dev,
+            ino: stat.ino,
+            allocated: stat.allocated(),
+            place: Where::Guest(row, name),
+            fixed: stat.dev == session.place.dev() && planned.contains(&stat.ino),
+        }));
+        read
+    }
+
+    /// What cannot be looked at was told by the walk before.
+    fn miss(&self, _: u32, _: &[u8], _: Errno) {}
 }
 
 /// Who shares whose extents.
@@ -199,14 +251,10 @@ impl<'p, 's> Pass<'p, 's> {
     /// memory.
     fn find(&self, store: Option<&Store>) -> crate::Result<Found> {
         self.session.around.observer.phase("walking", 0);
-        let found = Mutex::new(Found::default());
-        rayon::scope(|scope| {
-            for guest in 0..self.session.guests.len() as u32 {
-                let found = &found;
-                scope.spawn(move |scope| self.visit(scope, found, guest, Vec::new()));
-            }
-        });
-        let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let search = Candidates { pass: self, found: Mutex::default() };
+        let guests = &self.session.guests;
+        descend(self.session.around, guests, 0..guests.len() as u32, &search);
+        let mut found = search.found.into_inner().unwrap_or_else(PoisonError::into_inner);
         // Of the names of one inode, one will do.
         found.files.par_sort_unstable_by_key(|file| (file.size, file.dev, file.ino));
         found.files.dedup_by_key(|file| (file.size, file.dev, file.ino));
@@ -226,64 +274,6 @@ impl<'p, 's> Pass<'p, 's> {
             .into_iter();
         found.files.retain(|_| shared.next() == Some(true));
         Ok(found)
-    }
-
-    /// One directory. What cannot be looked at was told by the walk before.
-    fn visit<'v>(&'v self, scope: &rayon::Scope<'v>, found: &'v Mutex<Found>, guest: u32, path: Vec<u8>) {
-        if self.session.around.stopping() || path.len() > MAX_PATH {
-            return;
-        }
-        let (mut here, mut below) = (Vec::new(), Vec::new());
-        self.look(guest, &path, &mut here, &mut below).ok();
-        self.session.around.observer.advance(1);
-        for name in below {
-            let path = join(&path, &name);
-            scope.spawn(move |scope| self.visit(scope, found, guest, path));
-        }
-        if here.is_empty() {
-            return;
-        }
-        let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-        let row = found.dirs.len() as u32;
-        found.dirs.push((guest, path));
-        let candidate = |(name, stat): (Box<[u8]>, Stat)| Candidate {
-            size: stat.size,
-            dev: stat.dev,
-            ino: stat.ino,
-            allocated: stat.allocated(),
-            place: Where::Guest(row, name),
-            fixed: stat.dev == self.session.place.dev() && self.planned.contains(&stat.ino),
-        };
-        found.files.extend(here.into_iter().map(candidate));
-    }
-
-    /// Another device number under the same mount is another subvolume of the same file system: links
-    /// cannot cross there, extents can be shared.
-    fn look(
-        &self,
-        guest: u32,
-        path: &[u8],
-        here: &mut Vec<(Box<[u8]>, Stat)>,
-        below: &mut Vec<Vec<u8>>,
-    ) -> kernel::Result<()> {
-        let dir = self.session.guests[guest as usize].root.open_dir(path)?;
-        let judge = &self.session.judges[guest as usize];
-        let at_home = dir.stat_self()?.dev == self.session.place.dev();
-        dir.for_each(&mut EntryBuffer::default(), |entry| -> kernel::Result<()> {
-            let is_object = at_home && self.objects.contains_key(&entry.ino);
-            match entry.kind {
-                Kind::Directory => below.push(entry.name.to_vec()),
-                Kind::File | Kind::Unknown if !is_object => match dir.stat(entry.name) {
-                    Ok(stat) if stat.kind == Kind::Directory => below.push(entry.name.to_vec()),
-                    Ok(stat) if is_worth(&stat) && judge.selects(path, entry.name) => {
-                        here.push((entry.name.into(), stat));
-                    }
-                    _ => {}
-                },
-                _ => {}
-            }
-            Ok(())
-        })
     }
 
     fn objects_of_sizes(&self, store: &Store, files: &[Candidate]) -> crate::Result<Vec<Candidate>> {
@@ -358,7 +348,7 @@ impl<'p, 's> Pass<'p, 's> {
         let opened = match (&candidate.place, &self.root) {
             (Where::Guest(row, name), _) => {
                 let (guest, dir) = &found.dirs[*row as usize];
-                self.session.guests[*guest as usize].root.open_file(&join(dir, name))
+                self.session.guests[*guest as usize].root.open_file(&dir.to(name).path())
             }
             (Where::Object(name), Some(root)) => root.open_file(name.path().as_bytes()),
             (Where::Object(_), None) => Err(Errno::NOENT),
@@ -420,7 +410,7 @@ impl<'p, 's> Pass<'p, 's> {
                 if let Where::Guest(row, name) = &found.files[member.file as usize].place {
                     let (guest, dir) = &found.dirs[*row as usize];
                     let guest = &self.session.guests[*guest as usize];
-                    self.session.notes.skip(&guest.key, to_path(&join(dir, name)), *why);
+                    self.session.notes.skip(&guest.key, to_path(&dir.to(name).path()), *why);
                 }
             })
             .ok()
@@ -440,7 +430,7 @@ impl<'p, 's> Pass<'p, 's> {
         match &found.files[member.file as usize].place {
             Where::Guest(row, name) => {
                 let (guest, dir) = &found.dirs[*row as usize];
-                self.session.guests[*guest as usize].path.join(to_path(&join(dir, name)))
+                self.session.guests[*guest as usize].path.join(to_path(&dir.to(name).path()))
             }
             Where::Object(name) => self.session.place.path().join("objects").join(name.path()),
         }

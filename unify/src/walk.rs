@@ -13,6 +13,7 @@ use store::IdentityPolicy;
 use store::census::{self, Census, DirRow, FileRow, NONE};
 use store::identity::class;
 
+use crate::descend::{STRETCH, Trail};
 use crate::guest::Guest;
 use crate::judge::{DirJudge, Judge, Verdict};
 use crate::notes::{Notes, Skip, Surroundings};
@@ -34,11 +35,6 @@ pub(crate) fn is_over(stamp: i64, now: Time) -> bool {
     stamp < now.to_nanos() - lasts(stamp)
 }
 
-/// Longest path within a guest that is followed, in bytes and in directories. A hostile guest can nest
-/// directories without end, and opening one costs a look-up for each above it.
-pub(crate) const MAX_PATH: usize = 64 * 1024;
-const MAX_DEPTH: usize = 512;
-
 /// Bytes of names of one guest, at most. A guest with a hundred million files has less; hard links can make
 /// more of nothing.
 const MAX_NAMES: usize = 2 << 30;
@@ -58,23 +54,20 @@ pub(crate) struct Walk<'a> {
     pub(crate) notes: &'a Notes,
 }
 
-/// Subdirectories that are one piece of work: to note each by itself would take more memory than its row.
-const STRETCH: usize = 32;
-
 thread_local! {
     static BUFFER: std::cell::RefCell<EntryBuffer> = std::cell::RefCell::default();
 }
 
 /// One directory that is still to be looked at.
 struct Task {
-    path: Vec<u8>,
+    trail: Trail,
     row: u32,
     before: Option<u32>,
 }
 
 /// The subdirectories of one that was looked at, which are still to be.
 struct Below {
-    path: Vec<u8>,
+    trail: Trail,
     /// Row of the first.
     first: u32,
     names: Vec<u8>,
@@ -84,11 +77,8 @@ struct Below {
 impl Below {
     fn task(&self, at: usize) -> Task {
         let (name, before) = self.dirs[at];
-        Task {
-            path: join(&self.path, census::name_at(&self.names, name)),
-            row: self.first + at as u32,
-            before,
-        }
+        let trail = self.trail.to(census::name_at(&self.names, name));
+        Task { trail, row: self.first + at as u32, before }
     }
 }
 
@@ -134,7 +124,7 @@ impl<'a> Walk<'a> {
         census.dirs.push(new_dir(name, 0));
         let census = Mutex::new(census);
         rayon::scope(|scope| {
-            let root = Task { path: Vec::new(), row: 0, before: self.before.map(|_| 0) };
+            let root = Task { trail: Trail::default(), row: 0, before: self.before.map(|_| 0) };
             self.visit(scope, &census, root);
         });
         census.into_inner().unwrap_or_else(PoisonError::into_inner)
@@ -144,30 +134,26 @@ impl<'a> Walk<'a> {
         if self.around.stopping() {
             return;
         }
-        let found = match self.look(&task) {
+        let path = task.trail.path();
+        if !task.trail.is_within_reach() {
+            return self.skip(&path, b"", Skip::OutOfReach);
+        }
+        let found = match self.look(&task, &path) {
             Ok(found) => found,
-            Err(why) => return self.skip(&task.path, b"", why),
+            Err(why) => return self.skip(&path, b"", why),
         };
         self.around.observer.advance(1);
         let Some(first) = add(&mut census.lock().unwrap_or_else(PoisonError::into_inner), task.row, &found)
         else {
-            return self.skip(&task.path, b"", Skip::OutOfReach);
+            return self.skip(&path, b"", Skip::OutOfReach);
         };
-        let below = Arc::new(Below { path: task.path, first, names: found.names, dirs: found.dirs });
+        let below = Arc::new(Below { trail: task.trail, first, names: found.names, dirs: found.dirs });
         for from in (0..below.dirs.len()).step_by(STRETCH) {
             let below = Arc::clone(&below);
             scope.spawn(move |scope| {
                 let to = below.dirs.len().min(from + STRETCH);
-                (from..to).for_each(|at| self.descend(scope, census, below.task(at)));
+                (from..to).for_each(|at| self.visit(scope, census, below.task(at)));
             });
-        }
-    }
-
-    fn descend<'s>(&'s self, scope: &rayon::Scope<'s>, census: &'s Mutex<Census>, task: Task) {
-        if is_within_reach(&task.path) {
-            self.visit(scope, census, task);
-        } else {
-            self.skip(&task.path, b"", Skip::OutOfReach);
         }
     }
 
@@ -175,8 +161,8 @@ impl<'a> Walk<'a> {
         self.notes.skip(&self.guest.key, to_path(&join(dir, name)), why);
     }
 
-    fn look(&self, task: &Task) -> Result<Found, Skip> {
-        let dir = self.guest.root.open_dir(&task.path).map_err(Skip::from_errno)?;
+    fn look(&self, task: &Task, path: &[u8]) -> Result<Found, Skip> {
+        let dir = self.guest.root.open_dir(path).map_err(Skip::from_errno)?;
         let stat = dir.stat_self().map_err(Skip::from_errno)?;
         if stat.dev != self.dev {
             // Another btrfs subvolume: its inode numbers mean nothing here.
@@ -184,9 +170,9 @@ impl<'a> Walk<'a> {
         }
         let mut found = match (self.before, task.before) {
             (Some(census), Some(row)) if is_unchanged(&census.dirs[row as usize], &stat) => {
-                self.recall(&dir, task, census, row)
+                self.recall(&dir, path, census, row)
             }
-            _ => self.read(&dir, task)?,
+            _ => self.read(&dir, path, task.before)?,
         };
         if !found.is_partial && is_over(stat.ctime.to_nanos(), self.began) {
             found.stamp = stamp(&stat);
@@ -195,7 +181,7 @@ impl<'a> Walk<'a> {
     }
 
     /// An unchanged directory: its names are known, its private files are looked at.
-    fn recall(&self, dir: &Dir, task: &Task, census: &Census, row: u32) -> Found {
+    fn recall(&self, dir: &Dir, path: &[u8], census: &Census, row: u32) -> Found {
         let known = &census.dirs[row as usize];
         let mut found = Found { unified: known.unified, fixed: known.fixed, ..Found::default() };
         for sub in census.subdirs(row) {
@@ -214,19 +200,19 @@ impl<'a> Walk<'a> {
                     let name = found.add_name(name);
                     found.files.push(FileRow { name, ..*file });
                 }
-                Ok(stat) => self.judge(&mut judge, task, name, &stat, &mut found),
+                Ok(stat) => self.judge(&mut judge, path, name, &stat, &mut found),
                 Err(errno) => {
                     found.is_partial = true;
-                    self.skip(&task.path, name, Skip::from_errno(errno));
+                    self.skip(path, name, Skip::from_errno(errno));
                 }
             }
         }
         found
     }
 
-    fn read(&self, dir: &Dir, task: &Task) -> Result<Found, Skip> {
+    fn read(&self, dir: &Dir, path: &[u8], before: Option<u32>) -> Result<Found, Skip> {
         let mut found = Found::default();
-        let known = self.known_subdirs(task.before);
+        let known = self.known_subdirs(before);
         let mut judge = None;
         BUFFER
             .with_borrow_mut(|buffer| {
@@ -240,10 +226,10 @@ impl<'a> Walk<'a> {
                             Ok(stat) if stat.kind == Kind::Directory => {
                                 found.add_dir(entry.name, None);
                             }
-                            Ok(stat) => self.judge(&mut judge, task, entry.name, &stat, &mut found),
+                            Ok(stat) => self.judge(&mut judge, path, entry.name, &stat, &mut found),
                             Err(errno) => {
                                 found.is_partial = true;
-                                self.skip(&task.path, entry.name, Skip::from_errno(errno));
+                                self.skip(path, entry.name, Skip::from_errno(errno));
                             }
                         },
                         _ => found.fixed += 1,
@@ -264,7 +250,7 @@ impl<'a> Walk<'a> {
     fn judge<'s>(
         &'s self,
         judge: &mut Option<DirJudge<'s>>,
-        task: &Task,
+        path: &[u8],
         name: &[u8],
         stat: &Stat,
         found: &mut Found,
@@ -273,7 +259,7 @@ impl<'a> Walk<'a> {
             found.fixed += 1;
             return;
         }
-        let judge = judge.get_or_insert_with(|| self.judge.in_dir(&task.path));
+        let judge = judge.get_or_insert_with(|| self.judge.in_dir(path));
         let state = match judge.verdict(name, stat) {
             Verdict::Fixed => {
                 found.fixed += 1;
@@ -376,11 +362,6 @@ pub(crate) fn forget(census: &mut Census, changed: &HashSet<u32>) {
         }
         census.dirs.push(dir);
     }
-}
-
-/// Whether a directory's path is followed.
-pub(crate) fn is_within_reach(path: &[u8]) -> bool {
-    path.len() <= MAX_PATH && path.split(|&byte| byte == b'/').count() <= MAX_DEPTH
 }
 
 pub(crate) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {

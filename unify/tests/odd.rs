@@ -79,13 +79,21 @@ fn every_byte_may_be_in_a_name() {
 fn dig(guest: &Path, name: &[u8], depth: usize) {
     let mut dir = Dir::open_host(guest).unwrap();
     for name in std::iter::once(b"usr".as_slice()).chain(std::iter::repeat_n(name, depth)) {
-        match REAL.make_dir(At::new(&dir, name), 0o755) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => panic!("{errno}"),
-        }
-        dir = dir.open_dir(name).unwrap();
+        dir = enter(&dir, name);
     }
-    let file = REAL.create(At::new(&dir, b"file")).unwrap();
+    bury(&dir);
+}
+
+/// A directory, made if it is not there.
+fn enter(dir: &Dir, name: &[u8]) -> Dir {
+    match REAL.make_dir(At::new(dir, name), 0o755) {
+        Ok(()) | Err(Errno::EXIST) => dir.open_dir(name).unwrap(),
+        Err(errno) => panic!("{errno}"),
+    }
+}
+
+fn bury(dir: &Dir) {
+    let file = REAL.create(At::new(dir, b"file")).unwrap();
     REAL.write_at(&file, &[b'x'; 5000], 0).unwrap();
     let mtime = kernel::Time { seconds: 1_000_000_000, nanos: 0 };
     let metadata = kernel::Metadata { mode: 0o644, uid: 0, gid: 0, mtime, xattrs: vec![] };
@@ -124,6 +132,55 @@ fn paths_beyond_path_max_are_shared_and_endless_ones_are_named() {
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }
 
+/// To be called at the end of a test that [`peak_of`] runs.
+#[allow(clippy::print_stdout)] // for the process that waits for it
+fn print_peak() {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    println!("peak {}", peak.trim().trim_end_matches(" kB"));
+}
+
+/// Runs a test by itself, told by a variable where the guests are; returns how much memory it took, in KiB.
+fn peak_of(test: &str, variable: &str, world: &World) -> u64 {
+    let output = rerun_test(test, &[(variable, world.base.to_str().unwrap())]);
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().find_map(|line| line.split("peak ").nth(1)).unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn a_long_path_of_very_many_directories_is_kept_once() {
+    const NAME: &str = "a_long_path_of_very_many_directories_is_kept_once";
+    const DIRS: u32 = 3000;
+    const LENGTH: usize = 250;
+    const DEPTH: usize = 200;
+    if let Ok(base) = std::env::var("LONG_IN") {
+        let base = PathBuf::from(base);
+        let world = World::around(base.clone(), vec![base.join("g0"), base.join("g1")]);
+        let report = world.unify(&REAL).unwrap();
+        assert_eq!((report.done.linked, report.has_failures()), (u64::from(DIRS), false), "{report:?}");
+        let undone = world.undo(&REAL, &Scope::default()).unwrap();
+        assert_eq!((undone.done.detached, undone.has_failures()), (u64::from(DIRS), false), "{undone:?}");
+        return print_peak();
+    }
+    let memory = Path::new("/dev/shm");
+    let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    let place = tempfile::tempdir_in(parent).unwrap();
+    let world = world_at(place.path(), &["d usr", "d usr"]);
+    for guest in &world.guests {
+        let mut dir = Dir::open_host(guest).unwrap();
+        for name in std::iter::once(b"usr".as_slice()).chain(std::iter::repeat_n(&[b'n'; LENGTH][..], DEPTH))
+        {
+            dir = enter(&dir, name);
+        }
+        (0..DIRS).for_each(|number| bury(&enter(&dir, number.to_string().as_bytes())));
+    }
+    let peak = peak_of(NAME, "LONG_IN", &world);
+    println!("peak {} MiB", peak / 1024);
+    // What is in the journal together may be 16 MiB of paths; all of them are 300 MB.
+    assert!(peak * 1024 <= 100 << 20, "{peak} KiB");
+}
+
 #[test]
 fn very_many_equal_files_of_one_guest_take_no_time() {
     let place = tempfile::tempdir().unwrap();
@@ -151,10 +208,7 @@ fn a_million_names_in_one_directory_take_little_memory() {
         let world = World::around(base.clone(), vec![base.join("g0"), base.join("g1")]);
         let report = world.unify(&REAL).unwrap();
         assert_eq!((report.done.linked, report.has_failures()), (INODES as u64, false), "{report:?}");
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        println!("peak {}", peak.trim().trim_end_matches(" kB"));
-        return;
+        return print_peak();
     }
     // In memory if that can be had: a million names are to be made and taken away.
     let memory = Path::new("/dev/shm");
@@ -178,10 +232,7 @@ fn a_million_names_in_one_directory_take_little_memory() {
         }
     }
     let began = Instant::now();
-    let output = rerun_test(NAME, &[("MILLION_IN", world.base.to_str().unwrap())]);
-    assert!(output.status.success(), "{output:?}");
-    let text = String::from_utf8(output.stdout).unwrap();
-    let peak: u64 = text.lines().find_map(|line| line.split("peak ").nth(1)).unwrap().trim().parse().unwrap();
+    let peak = peak_of(NAME, "MILLION_IN", &world);
     println!("peak {} MiB, {:?}", peak / 1024, began.elapsed());
     // Two copies of a row, while what one directory holds is added to what the guest holds.
     assert!(peak * 1024 <= (INODES * LINKS * 150 + (32 << 20)) as u64, "{peak} KiB");

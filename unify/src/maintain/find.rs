@@ -7,15 +7,13 @@ use kernel::{Dir, EntryBuffer, Errno, Kind};
 use store::identity::class;
 use store::{IdentityPolicy, Place};
 
+use crate::descend::{self, Below, Here, descend};
 use crate::guest::Guest;
 use crate::notes::{Notes, Skip, Surroundings};
 use crate::walk::{join, to_path};
 
 /// Private files of one class that are remembered: the first that proves good is used, the others are spare.
 const SPARE: usize = 64;
-
-/// Longest path within a guest that is followed, in bytes.
-const MAX_PATH: usize = 64 * 1024;
 
 /// A name in a guest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,75 +59,60 @@ impl Search<'_> {
     /// Reads every directory of every guest. What cannot be read is noted.
     pub(super) fn run(&self) -> Found {
         self.around.observer.phase("walking", 0);
-        let found = Mutex::new(Found::default());
-        rayon::scope(|scope| {
-            for guest in 0..self.guests.len() as u32 {
-                let found = &found;
-                scope.spawn(move |scope| self.visit(scope, found, guest, &[]));
-            }
-        });
-        let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let look = Look { search: self, found: Mutex::default() };
+        descend(self.around, self.guests, 0..self.guests.len() as u32, &look);
+        let mut found = look.found.into_inner().unwrap_or_else(PoisonError::into_inner);
         found.names.values_mut().for_each(|names| names.sort_unstable());
         found
     }
+}
 
-    fn visit<'s>(&'s self, scope: &rayon::Scope<'s>, found: &'s Mutex<Found>, guest: u32, path: &[u8]) {
-        if self.around.stopping() {
-            return;
-        }
-        let root = &self.guests[guest as usize];
-        let visited = root.root.open_dir(path).and_then(|dir| {
-            // Another subvolume: its inode numbers mean nothing here.
-            if dir.stat_self()?.dev != self.place.dev() {
-                return Ok(());
+struct Look<'l, 'a> {
+    search: &'l Search<'a>,
+    found: Mutex<Found>,
+}
+
+impl Look<'_, '_> {
+    fn compare(&self, dir: &Dir, name: Name) {
+        let Ok(stat) = dir.stat(&name.name) else { return };
+        let class = class(self.search.identity, &stat);
+        if stat.kind == Kind::File && self.search.classes.contains(&class) {
+            let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+            let alike = found.alike.entry(class).or_default();
+            if alike.len() < SPARE {
+                alike.push(name);
             }
-            self.read(scope, found, guest, path, &dir)
-        });
-        if let Err(errno) = visited {
-            self.notes.skip(&root.key, to_path(path), Skip::from_errno(errno));
         }
-        self.around.observer.advance(1);
     }
+}
 
-    fn read<'s>(
-        &'s self,
-        scope: &rayon::Scope<'s>,
-        found: &'s Mutex<Found>,
-        guest: u32,
-        path: &[u8],
-        dir: &Dir,
-    ) -> kernel::Result<()> {
-        let here = |name: &[u8]| Name { guest, dir: path.to_vec(), name: name.to_vec() };
-        dir.for_each(&mut EntryBuffer::default(), |entry| -> Result<(), Errno> {
+impl descend::Search for Look<'_, '_> {
+    fn look(&self, here: &Here<'_>, below: &mut Below) -> kernel::Result<()> {
+        self.search.around.observer.advance(1);
+        // Another subvolume: its inode numbers mean nothing here.
+        if here.dir.stat_self()?.dev != self.search.place.dev() {
+            return Ok(());
+        }
+        let name = |name: &[u8]| Name { guest: here.guest, dir: here.path.to_vec(), name: name.to_vec() };
+        here.dir.for_each(&mut EntryBuffer::default(), |entry| -> kernel::Result<()> {
             match entry.kind {
-                Kind::Directory => {
-                    let path = join(path, entry.name);
-                    if path.len() <= MAX_PATH {
-                        scope.spawn(move |scope| self.visit(scope, found, guest, &path));
-                    } else {
-                        self.notes.skip(&self.guests[guest as usize].key, to_path(&path), Skip::OutOfReach);
-                    }
+                Kind::Directory => below.add(entry.name)?,
+                Kind::File if self.search.inodes.contains(&entry.ino) => {
+                    let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+                    found.names.entry(entry.ino).or_default().push(name(entry.name));
                 }
-                Kind::File if self.inodes.contains(&entry.ino) => {
-                    let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-                    found.names.entry(entry.ino).or_default().push(here(entry.name));
-                }
-                Kind::File if !self.classes.is_empty() => self.compare(found, dir, here(entry.name)),
+                Kind::File if !self.search.classes.is_empty() => self.compare(here.dir, name(entry.name)),
                 _ => {}
             }
             Ok(())
         })
     }
 
-    fn compare(&self, found: &Mutex<Found>, dir: &Dir, name: Name) {
-        let Ok(stat) = dir.stat(&name.name) else { return };
-        let class = class(self.identity, &stat);
-        if stat.kind == Kind::File && self.classes.contains(&class) {
-            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-            let alike = found.alike.entry(class).or_default();
-            if alike.len() < SPARE {
-                alike.push(name);
-            }
-        }
+    fn miss(&self, guest: u32, path: &[u8], errno: Errno) {
+        self.search.notes.skip(
+            &self.search.guests[guest as usize].key,
+            to_path(path),
+            Skip::from_errno(errno),
+        );
     }
 }

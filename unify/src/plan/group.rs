@@ -12,11 +12,12 @@ use super::Plan;
 use super::assign::{Assigned, Decided, Group};
 use super::items::{Inode, Items, Known};
 use crate::Result;
+use crate::descend::{Below, Here, Search, descend};
 use crate::guest::Guest;
 use crate::hash::identify;
 use crate::notes::{Count, Notes, Skip, Surroundings};
 use crate::objects::Objects;
-use crate::walk::{TICK_NANOS, is_over, is_within_reach, join, lasts};
+use crate::walk::{TICK_NANOS, is_over, lasts};
 
 /// Files that are read before they are grouped and forgotten: bounds the memory for identities.
 const CHUNK: usize = 1 << 16;
@@ -225,15 +226,10 @@ impl<'a> Planner<'a> {
                 wanted[item.guest as usize].extend(group.existing.iter().flatten());
             }
         }
-        let found = Mutex::new(BTreeSet::new());
-        for (number, wanted) in wanted.iter().enumerate().filter(|(_, wanted)| !wanted.is_empty()) {
-            rayon::scope(|scope| {
-                scope.spawn(|scope| {
-                    find_inodes(scope, &self.guests[number], number as u32, wanted, &found, Vec::new());
-                });
-            });
-        }
-        found.into_inner().unwrap_or_else(PoisonError::into_inner)
+        let chosen = (0..).zip(&wanted).filter(|(_, wanted)| !wanted.is_empty()).map(|(guest, _)| guest);
+        let search = Occupied { wanted: &wanted, found: Mutex::default() };
+        descend(self.around, self.guests, chosen, &search);
+        search.found.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -260,36 +256,33 @@ pub(crate) fn is_intact(around: &Surroundings<'_>, store: &Store, name: ObjectNa
     }
 }
 
-/// Reads directories only, without looking at a single inode.
-fn find_inodes<'s>(
-    scope: &rayon::Scope<'s>,
-    guest: &'s Guest,
-    number: u32,
-    wanted: &'s BTreeSet<u64>,
-    found: &'s Mutex<BTreeSet<(u32, u64)>>,
-    path: Vec<u8>,
-) {
-    // What cannot be read may hold any of them. Another file system, or subvolume, can't.
-    let unsure = || {
-        let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-        found.extend(wanted.iter().map(|ino| (number, *ino)));
-    };
-    let dir = match guest.root.open_dir(&path) {
-        Ok(dir) if is_within_reach(&path) => dir,
-        Err(Errno::XDEV) => return,
-        _ => return unsure(),
-    };
-    let entries = dir.for_each(&mut EntryBuffer::default(), |entry| -> std::result::Result<(), Errno> {
-        if entry.kind == Kind::Directory {
-            let path = join(&path, entry.name);
-            scope.spawn(move |scope| find_inodes(scope, guest, number, wanted, found, path));
-        } else if wanted.contains(&entry.ino) {
-            found.lock().unwrap_or_else(PoisonError::into_inner).insert((number, entry.ino));
+/// Looks for names of inodes: reads directories only, without looking at a single inode.
+struct Occupied<'w> {
+    /// By guest.
+    wanted: &'w [BTreeSet<u64>],
+    found: Mutex<BTreeSet<(u32, u64)>>,
+}
+
+impl Search for Occupied<'_> {
+    fn look(&self, here: &Here<'_>, below: &mut Below) -> kernel::Result<()> {
+        let wanted = &self.wanted[here.guest as usize];
+        here.dir.for_each(&mut EntryBuffer::default(), |entry| -> kernel::Result<()> {
+            if entry.kind == Kind::Directory {
+                below.add(entry.name)?;
+            } else if wanted.contains(&entry.ino) {
+                let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+                found.insert((here.guest, entry.ino));
+            }
+            Ok(())
+        })
+    }
+
+    /// What cannot be read may hold any of them. Another file system, or subvolume, can't.
+    fn miss(&self, guest: u32, _: &[u8], errno: Errno) {
+        if errno != Errno::XDEV {
+            let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+            found.extend(self.wanted[guest as usize].iter().map(|ino| (guest, *ino)));
         }
-        Ok(())
-    });
-    if entries.is_err() {
-        unsure();
     }
 }
 

@@ -4,16 +4,14 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use kernel::{Dir, EntryBuffer, Errno, Kind};
+use kernel::{EntryBuffer, Errno, Kind};
 use store::census;
 
 use super::Object;
+use crate::descend::{Below, Here, MAX_NAMES, Search, Trail, descend};
 use crate::notes::Skip;
 use crate::session::Session;
-use crate::walk::{is_within_reach, join, to_path};
-
-/// Bytes of names in one directory, at most: some ten million names.
-const MAX_NAMES: usize = 1 << 30;
+use crate::walk::to_path;
 
 /// All names of objects in the guests: by guest, directory and name.
 #[derive(Default)]
@@ -27,10 +25,16 @@ pub(super) struct Held {
 /// A directory of a guest that has names of objects.
 pub(super) struct Place {
     pub(super) guest: u32,
-    pub(super) path: Vec<u8>,
+    trail: Trail,
     /// Kept as [`census::Census::names`] are.
     names: Vec<u8>,
     rows: Range<u32>,
+}
+
+impl Place {
+    pub(super) fn path(&self) -> Vec<u8> {
+        self.trail.path()
+    }
 }
 
 /// One name of an object.
@@ -47,10 +51,10 @@ type Found = (Place, Vec<(u64, u32)>);
 
 impl Held {
     fn new(mut found: Vec<Found>) -> Self {
-        found.sort_unstable_by(|(a, _), (b, _)| (a.guest, &a.path).cmp(&(b.guest, &b.path)));
+        found.sort_unstable_by(|(a, _), (b, _)| (a.guest, &a.trail).cmp(&(b.guest, &b.trail)));
         // What changes while it is read may be seen twice: a directory as well as a name.
         found.dedup_by(|(again, names), (place, all)| {
-            let is_same = (again.guest, &again.path) == (place.guest, &place.path);
+            let is_same = (again.guest, &again.trail) == (place.guest, &place.trail);
             if is_same {
                 let mut add = |at| census::add_name(&mut place.names, census::name_at(&again.names, at));
                 all.extend(names.iter().map(|&(ino, at)| (ino, add(at))));
@@ -82,7 +86,8 @@ impl Held {
 
     /// The number of a directory's place.
     pub(super) fn find_place(&self, guest: u32, path: &[u8]) -> Option<u32> {
-        let found = self.places.binary_search_by(|place| (place.guest, &place.path[..]).cmp(&(guest, path)));
+        let trail = Trail::along(path);
+        let found = self.places.binary_search_by(|place| (place.guest, &place.trail).cmp(&(guest, &trail)));
         found.ok().map(|at| at as u32)
     }
 
@@ -134,60 +139,47 @@ impl Session<'_> {
     /// Every name in the guests whose inode is an object.
     pub(super) fn held_by_guests(&self, objects: &HashMap<u64, Object>) -> Held {
         self.around.observer.phase("walking", 0);
-        let found = Mutex::default();
-        rayon::scope(|scope| {
-            for guest in 0..self.guests.len() as u32 {
-                let found = &found;
-                scope.spawn(move |scope| self.find_held(scope, objects, found, guest, Vec::new()));
-            }
-        });
-        Held::new(found.into_inner().unwrap_or_else(PoisonError::into_inner))
+        let search = HeldSearch { session: self, objects, found: Mutex::default() };
+        descend(self.around, &self.guests, 0..self.guests.len() as u32, &search);
+        Held::new(search.found.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
+}
 
-    fn find_held<'s>(
-        &'s self,
-        scope: &rayon::Scope<'s>,
-        objects: &'s HashMap<u64, Object>,
-        found: &'s Mutex<Vec<Found>>,
-        guest: u32,
-        path: Vec<u8>,
-    ) {
-        let skip = |path: &[u8], errno| {
-            self.notes.skip(&self.guests[guest as usize].key, to_path(path), Skip::from_errno(errno));
-        };
-        let open = || -> kernel::Result<Option<Dir>> {
-            if !is_within_reach(&path) {
-                return Err(Errno::NAMETOOLONG);
-            }
-            let dir = self.guests[guest as usize].root.open_dir(&path)?;
-            Ok((dir.stat_self()?.dev == self.place.dev()).then_some(dir))
-        };
-        let dir = match open() {
-            Ok(Some(dir)) => dir,
-            Ok(None) => return,
-            Err(errno) => return skip(&path, errno),
-        };
-        let (mut names, mut here) = (Vec::new(), Vec::new());
-        let read = dir.for_each(&mut EntryBuffer::default(), |entry| -> std::result::Result<(), Errno> {
+struct HeldSearch<'h, 's> {
+    session: &'h Session<'s>,
+    objects: &'h HashMap<u64, Object>,
+    found: Mutex<Vec<Found>>,
+}
+
+impl Search for HeldSearch<'_, '_> {
+    fn look(&self, here: &Here<'_>, below: &mut Below) -> kernel::Result<()> {
+        // Another subvolume: its inode numbers mean nothing here.
+        if here.dir.stat_self()?.dev != self.session.place.dev() {
+            return Ok(());
+        }
+        let (mut names, mut inodes) = (Vec::new(), Vec::new());
+        let read = here.dir.for_each(&mut EntryBuffer::default(), |entry| -> kernel::Result<()> {
             if entry.kind == Kind::Directory {
-                let path = join(&path, entry.name);
-                scope.spawn(move |scope| self.find_held(scope, objects, found, guest, path));
-            } else if objects.contains_key(&entry.ino) {
+                below.add(entry.name)?;
+            } else if self.objects.contains_key(&entry.ino) {
                 if names.len() > MAX_NAMES {
                     return Err(Errno::OVERFLOW);
                 }
-                here.push((entry.ino, census::add_name(&mut names, entry.name)));
+                inodes.push((entry.ino, census::add_name(&mut names, entry.name)));
             }
             Ok(())
         });
-        if let Err(errno) = read {
-            skip(&path, errno);
-        }
-        if !here.is_empty() {
+        if !inodes.is_empty() {
             names.shrink_to_fit();
-            here.shrink_to_fit();
-            let place = Place { guest, path, names, rows: 0..0 };
-            found.lock().unwrap_or_else(PoisonError::into_inner).push((place, here));
+            inodes.shrink_to_fit();
+            let place = Place { guest: here.guest, trail: here.trail.clone(), names, rows: 0..0 };
+            self.found.lock().unwrap_or_else(PoisonError::into_inner).push((place, inodes));
         }
+        read
+    }
+
+    fn miss(&self, guest: u32, path: &[u8], errno: Errno) {
+        let key = &self.session.guests[guest as usize].key;
+        self.session.notes.skip(key, to_path(path), Skip::from_errno(errno));
     }
 }

@@ -155,7 +155,7 @@ impl Session<'_> {
         let none_is_missed = self.note_gone(&shared, &objects);
         let is_in_scope = |row: &u32| {
             let (place, _) = held.place(*row);
-            self.is_in_scope(scope, place.guest, &place.path, held.name(*row))
+            self.is_in_scope(scope, place.guest, &place.path(), held.name(*row))
         };
         let whole = shared.whole
             && none_is_missed
@@ -235,7 +235,7 @@ impl Planned {
         let rows = self.held.names(step.first, step.count);
         let name = |row: &u32| {
             let (place, number) = self.held.place(*row);
-            let dir = batch.dir(place.guest, number, || place.path.clone());
+            let dir = batch.dir(place.guest, number, || place.path());
             NameRef { dir, name: self.held.name(*row).to_vec() }
         };
         let names = rows.iter().map(name).collect();
