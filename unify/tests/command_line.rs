@@ -675,6 +675,17 @@ fn a_run_can_be_taken_back_guest_by_guest() {
     host.refuses(&["--undo", "--run", "1"], 2, &["run 1 is undone already"]);
 }
 
+#[test]
+fn a_run_of_which_nothing_is_left_is_undone() {
+    let host = Host::new();
+    host.unify();
+    for guest in 0..2 {
+        std::fs::remove_dir_all(host.guest(guest).join("usr")).unwrap();
+    }
+    host.run(&["--undo", "--run", "1"]).expect(0);
+    host.refuses(&["--undo", "--run", "1"], 2, &["run 1 is undone already"]);
+}
+
 /// A run takes back what it has shared, not what a later run has shared under the same name.
 #[test]
 fn an_undo_by_run_leaves_later_runs_alone() {

@@ -163,7 +163,11 @@ impl Session<'_> {
             && shared.gone.iter().all(|(guest, dir, name)| self.is_in_scope(scope, *guest, dir, name));
         // All names of an inode or none: a guest's own hard links stay what they are.
         let is_wanted = |names: &[u32]| names.iter().any(|row| shared.has(*row) && is_in_scope(row));
-        let parts = moves(store, &mut objects, &held, &shared, is_wanted)?;
+        let mut parts = moves(store, &mut objects, &held, &shared, is_wanted)?;
+        if parts.is_empty() && whole && scope.run.is_some() {
+            // The guests have replaced all that the run had shared: that it is undone is all there is to do.
+            parts.push((Seal::None, Vec::new()));
+        }
         Ok(Planned { objects, held, shared, parts, whole })
     }
 
