@@ -84,6 +84,12 @@ impl Group {
 }
 
 impl Assigned {
+    /// With room for all that may be moved: a vector that grows is there twice for a moment, and what is not used of one
+    /// that doesn't is never touched.
+    pub(super) fn for_items(count: usize) -> Self {
+        Self { links: Vec::with_capacity(count), ..Self::default() }
+    }
+
     pub(super) fn add(&mut self, decided: Vec<Decided>) {
         for Decided { name, exists, members } in decided {
             let target = self.targets.len() as u32;

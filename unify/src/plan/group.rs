@@ -22,6 +22,9 @@ use crate::walk::{TICK_NANOS, is_over, lasts};
 /// Files that are read before they are grouped and forgotten: bounds the memory for identities.
 const CHUNK: usize = 1 << 16;
 
+/// Groups that are decided in parallel before what came of them is kept.
+const AT_ONCE: usize = 1 << 12;
+
 /// The inodes of an object's twin, by overflow.
 type Twin = Vec<(ObjectName, u64)>;
 
@@ -72,7 +75,7 @@ impl<'a> Planner<'a> {
         })?;
         self.around.observer.phase("reading", total);
         wait_for_tick(censuses);
-        let mut found = Found::default();
+        let mut found = Found { assigned: Assigned::for_items(items.len()), ..Found::default() };
         self.for_each_chunk(censuses, &items, |censuses, chunk| {
             self.group(censuses, &items, chunk, &mut found)
         })?;
@@ -131,7 +134,7 @@ impl<'a> Planner<'a> {
         };
         let unknown: Vec<Inode> = chunk.iter().copied().filter(|inode| known(inode).is_none()).collect();
         let mut sorted = self.prove_all(censuses, items, &unknown);
-        sorted.par_extend(chunk.par_iter().filter_map(known));
+        sorted.extend(chunk.iter().filter_map(known));
         sorted.par_sort_unstable_by_key(|one| (one.id, one.inode.first));
         let runs: Vec<&[Known]> = sorted.chunk_by(|a, b| a.id == b.id).collect();
         let existing = self.existing(&runs)?;
@@ -163,15 +166,19 @@ impl<'a> Planner<'a> {
                 () => Outcome::Waiting(id, members, existing),
             }
         };
-        let outcomes: Vec<Outcome> = runs.par_iter().zip(existing).map(outcome).collect();
-        for outcome in outcomes {
-            match outcome {
-                Outcome::Nothing => {}
-                Outcome::Alone(id, inode) => items.remember(censuses, inode, id),
-                Outcome::Decided(decided) => found.assigned.add(decided),
-                Outcome::Waiting(id, members, existing) => {
-                    let existing = self.trusted(existing, &mut found.corrupt)?;
-                    found.waiting.push(Group { id, members, existing });
+        let mut existing = existing.into_iter();
+        for some in runs.chunks(AT_ONCE) {
+            let existing: Vec<Vec<Twin>> = existing.by_ref().take(some.len()).collect();
+            let outcomes: Vec<Outcome> = some.par_iter().zip(existing).map(outcome).collect();
+            for outcome in outcomes {
+                match outcome {
+                    Outcome::Nothing => {}
+                    Outcome::Alone(id, inode) => items.remember(censuses, inode, id),
+                    Outcome::Decided(decided) => found.assigned.add(decided),
+                    Outcome::Waiting(id, members, existing) => {
+                        let existing = self.trusted(existing, &mut found.corrupt)?;
+                        found.waiting.push(Group { id, members, existing });
+                    }
                 }
             }
         }

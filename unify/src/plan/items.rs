@@ -49,6 +49,10 @@ impl Items {
         Self(sorted.into_iter().map(|(_, item)| item).collect())
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// The inodes of the class whose first item is `at`, and where the next class begins.
     pub(super) fn class(&self, censuses: &[Census], at: u32) -> Option<(Vec<Inode>, u32)> {
         let rest = &self.0[at as usize..];
