@@ -10,7 +10,9 @@ use kernel::{At, Dir, Errno, File, Leased, Metadata, Seal, Stat, Time, lift_seal
 use store::journal::{Action, Batch, DirRef, Journal, NameRef, Run, RunEnd, Settled, Verb};
 use store::{ObjectName, Store};
 
-use crate::apply::{Parking, Swap, THE_STORES, fasten, keep_aside, links_besides, restore_time, swap};
+use crate::apply::{
+    Parking, Swap, THE_STORES, fasten, keep_aside, let_stamps_pass, links_besides, restore_time, swap,
+};
 use crate::hash::identify;
 use crate::notes::{Skip, Surroundings};
 use crate::walk::{TICK_NANOS, to_path};
@@ -193,6 +195,7 @@ impl Recovery<'_> {
                 place.time = times[name.dir as usize];
             }
         }
+        let_stamps_pass(self.store, &batch.actions)?;
         let mut settled = vec![Settled::NotDone; batch.actions.len()];
         // Admissions last: one that can't stay has lost all other names by then.
         for admissions in [false, true] {
@@ -252,7 +255,7 @@ impl Recovery<'_> {
             self.lift_at(action, places)?;
             return Ok(Settled::NotDone);
         };
-        Ok(if self.make_whole(action, name, places)? {
+        Ok(if self.make_whole(action, name)? {
             Settled::Done { overflow: name.overflow }
         } else {
             Settled::NotDone
@@ -260,7 +263,7 @@ impl Recovery<'_> {
     }
 
     /// Seals an object whose content is proven; gives it back to its guest otherwise.
-    fn make_whole(&self, action: &Action, name: ObjectName, places: &[Place<'_>]) -> Result<bool> {
+    fn make_whole(&self, action: &Action, name: ObjectName) -> Result<bool> {
         let failed = |doing| store::Error::at(doing, self.store.object_path(name));
         let path = name.path();
         if let Some(leased) = self.leased_same(action, At::new(self.store.objects(), path.as_bytes()))?
@@ -272,7 +275,8 @@ impl Recovery<'_> {
             return Ok(true);
         }
         let file = self.store.objects().open_file(path.as_bytes()).map_err(failed("open"))?;
-        if !is_alone(&file, places).map_err(failed("look at"))? {
+        let stat = file.stat().map_err(failed("stat"))?;
+        if stat.nlink as usize > action.names.len() + 1 {
             // Others have it already: it is an object, sealed or not; scrubbing looks after it.
             return Ok(true);
         }
@@ -386,9 +390,7 @@ impl Recovery<'_> {
     /// A `Link` that may have become an `Admit`.
     fn settle_unexchanged(&mut self, action: &Action, places: &[Place<'_>]) -> Result<Settled> {
         match self.overflow_of(action.object, action.ino)? {
-            Some(name) if self.make_whole(action, name, places)? => {
-                Ok(Settled::Admitted { overflow: name.overflow })
-            }
+            Some(name) if self.make_whole(action, name)? => Ok(Settled::Admitted { overflow: name.overflow }),
             Some(_) => Ok(Settled::NotDone),
             None => {
                 self.lift_at(action, places)?;

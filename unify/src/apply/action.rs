@@ -10,14 +10,11 @@ use store::identity::class;
 use store::journal::{Action, Settled, Verb};
 use store::{IdentityPolicy, ObjectName, Store};
 
-use super::{Mover, Parking, Stage, Swap, links_besides, swap, times_of};
+use super::{Mover, Parking, Stage, Swap, THE_STORES, links_besides, swap, times_of};
 use crate::Result;
 use crate::hash::identify_on_disk;
 use crate::notes::Skip;
 use crate::plan::is_intact;
-
-/// Links of an object that are no guest's.
-pub(crate) const THE_STORES: u32 = 1;
 
 /// What an action left behind: what became of it, and the lease on the inode that it moved.
 ///
@@ -440,7 +437,10 @@ impl Mover<'_> {
     /// An object that one guest alone uses becomes that guest's private inode.
     fn retire(&self, action: &Action, names: &Names<'_>) -> Step<Traces> {
         let file = names.places[0].dir.open_any(names.places[0].name).map_err(Skip::from_errno)?;
-        if file.stat().map_err(Skip::from_errno)?.ino != action.ino {
+        let stat = file.stat().map_err(Skip::from_errno)?;
+        // Not by number alone: a guest may have made a subvolume, with numbers of its own, where the name was.
+        let object = self.store.stat_object(action.object).map_err(|_| Skip::NotOurs)?;
+        if stat.ino != action.ino || !object.is_some_and(|object| object.same_inode(&stat)) {
             return Err(Skip::NotOurs);
         }
         match links_besides(&file, &names.places).map_err(Skip::from_errno)? {
@@ -521,8 +521,8 @@ impl Mover<'_> {
         else {
             return Ok(());
         };
-        let (file, names) = (lease.file(), self.names(stage, at)?);
-        if links_besides(file, &names.places).map_err(Skip::Failed)? != Some(THE_STORES) {
+        let file = lease.file();
+        if file.stat().map_err(Skip::Failed)?.nlink as usize != action.names.len() + 1 {
             return Ok(());
         }
         let path = ObjectName { overflow, ..action.object }.path();

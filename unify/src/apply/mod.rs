@@ -32,9 +32,9 @@ use crate::notes::{Notes, Skip, Surroundings};
 use crate::walk::to_path;
 use crate::{Error, Result};
 
+pub(crate) use action::keep_aside;
 use action::{Copy, Traces};
-pub(crate) use action::{THE_STORES, keep_aside};
-pub(crate) use links::links_besides;
+pub(crate) use links::{THE_STORES, let_stamps_pass, links_besides};
 pub(crate) use parked::{Parking, Swap, swap};
 
 /// Neighbouring actions that one thread takes at a time.
@@ -174,6 +174,7 @@ impl<'a> Executor<'a> {
         self.journal.intend(self.run, mover.seq, &batch)?;
         loosen(mover.around.fs, mover.store, &batch.actions, mover.seal)?;
         let copies = mover.copy_all(&stage)?;
+        let_stamps_pass(mover.store, &batch.actions)?;
         let times = times_of(&stage, stage.spread.iter().copied());
         let mut traces = mover.move_names(&stage, &copies);
         let moved = Instant::now();

@@ -146,6 +146,9 @@ impl Session<'_> {
         };
         store.for_each_object(&mut add, drop)?;
         let held = self.held_by_guests(&objects);
+        if self.around.stopping() {
+            return Err(Error::Interrupted);
+        }
         let relaxed = store.format().identity == store::IdentityPolicy::WithoutMtime;
         let shared = match (scope.run, journal) {
             (Some(run), Some(journal)) => self.shared_by_run(journal, run, &held)?,
