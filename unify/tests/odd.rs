@@ -132,6 +132,13 @@ fn paths_beyond_path_max_are_shared_and_endless_ones_are_named() {
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }
 
+/// In memory if that can be had: very many names are to be made and taken away.
+fn in_memory() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    tempfile::tempdir_in(parent).unwrap()
+}
+
 /// To be called at the end of a test that [`peak_of`] runs.
 #[allow(clippy::print_stdout)] // for the process that waits for it
 fn print_peak() {
@@ -163,9 +170,7 @@ fn a_long_path_of_very_many_directories_is_kept_once() {
         assert_eq!((undone.done.detached, undone.has_failures()), (u64::from(DIRS), false), "{undone:?}");
         return print_peak();
     }
-    let memory = Path::new("/dev/shm");
-    let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-    let place = tempfile::tempdir_in(parent).unwrap();
+    let place = in_memory();
     let world = world_at(place.path(), &["d usr", "d usr"]);
     for guest in &world.guests {
         let mut dir = Dir::open_host(guest).unwrap();
@@ -210,10 +215,7 @@ fn a_million_names_in_one_directory_take_little_memory() {
         assert_eq!((report.done.linked, report.has_failures()), (INODES as u64, false), "{report:?}");
         return print_peak();
     }
-    // In memory if that can be had: a million names are to be made and taken away.
-    let memory = Path::new("/dev/shm");
-    let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-    let place = tempfile::tempdir_in(parent).unwrap();
+    let place = in_memory();
     let world = world_at(place.path(), &["d usr/many", "d usr/many"]);
     for (guest, links) in [(0, LINKS), (1, 1)] {
         let dir = Dir::open_host(&world.guests[guest].join("usr/many")).unwrap();

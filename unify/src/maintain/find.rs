@@ -34,7 +34,7 @@ impl Name {
 }
 
 /// What is looked for.
-pub(super) struct Search<'a> {
+pub(super) struct Wanted<'a> {
     pub(super) around: &'a Surroundings<'a>,
     pub(super) place: &'a Place,
     pub(super) guests: &'a [Guest],
@@ -55,11 +55,11 @@ pub(super) struct Found {
     pub(super) alike: BTreeMap<u64, Vec<Name>>,
 }
 
-impl Search<'_> {
+impl Wanted<'_> {
     /// Reads every directory of every guest. What cannot be read is noted.
     pub(super) fn run(&self) -> Found {
         self.around.observer.phase("walking", 0);
-        let look = Look { search: self, found: Mutex::default() };
+        let look = Look { wanted: self, found: Mutex::default() };
         descend(self.around, self.guests, 0..self.guests.len() as u32, &look);
         let mut found = look.found.into_inner().unwrap_or_else(PoisonError::into_inner);
         found.names.values_mut().for_each(|names| names.sort_unstable());
@@ -68,15 +68,15 @@ impl Search<'_> {
 }
 
 struct Look<'l, 'a> {
-    search: &'l Search<'a>,
+    wanted: &'l Wanted<'a>,
     found: Mutex<Found>,
 }
 
 impl Look<'_, '_> {
     fn compare(&self, dir: &Dir, name: Name) {
         let Ok(stat) = dir.stat(&name.name) else { return };
-        let class = class(self.search.identity, &stat);
-        if stat.kind == Kind::File && self.search.classes.contains(&class) {
+        let class = class(self.wanted.identity, &stat);
+        if stat.kind == Kind::File && self.wanted.classes.contains(&class) {
             let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
             let alike = found.alike.entry(class).or_default();
             if alike.len() < SPARE {
@@ -88,20 +88,20 @@ impl Look<'_, '_> {
 
 impl descend::Search for Look<'_, '_> {
     fn look(&self, here: &Here<'_>, below: &mut Below) -> kernel::Result<()> {
-        self.search.around.observer.advance(1);
+        self.wanted.around.observer.advance(1);
         // Another subvolume: its inode numbers mean nothing here.
-        if here.dir.stat_self()?.dev != self.search.place.dev() {
+        if here.dir.stat_self()?.dev != self.wanted.place.dev() {
             return Ok(());
         }
         let name = |name: &[u8]| Name { guest: here.guest, dir: here.path.to_vec(), name: name.to_vec() };
         here.dir.for_each(&mut EntryBuffer::default(), |entry| -> kernel::Result<()> {
             match entry.kind {
                 Kind::Directory => below.add(entry.name)?,
-                Kind::File if self.search.inodes.contains(&entry.ino) => {
+                Kind::File if self.wanted.inodes.contains(&entry.ino) => {
                     let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
                     found.names.entry(entry.ino).or_default().push(name(entry.name));
                 }
-                Kind::File if !self.search.classes.is_empty() => self.compare(here.dir, name(entry.name)),
+                Kind::File if !self.wanted.classes.is_empty() => self.compare(here.dir, name(entry.name)),
                 _ => {}
             }
             Ok(())
@@ -109,8 +109,8 @@ impl descend::Search for Look<'_, '_> {
     }
 
     fn miss(&self, guest: u32, path: &[u8], errno: Errno) {
-        self.search.notes.skip(
-            &self.search.guests[guest as usize].key,
+        self.wanted.notes.skip(
+            &self.wanted.guests[guest as usize].key,
             to_path(path),
             Skip::from_errno(errno),
         );

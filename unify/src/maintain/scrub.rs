@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use store::journal::{Journal, RunId};
 use store::{ObjectName, Store};
 
-use super::find::{Found, Search};
+use super::find::{Found, Wanted};
 use super::quarantine::{KeptKind, kept, put_aside, restore};
 use super::{Name, repair};
 use crate::guest::Guest;
@@ -358,7 +358,7 @@ fn search(
     let inodes = corrupt.iter().map(|corrupt| corrupt.ino).collect();
     let classes = corrupt.iter().flat_map(|one| one.classes.iter().copied()).collect();
     let identity = store.format().identity;
-    Search { around, place: store.place(), guests, identity, notes, inodes, classes }.run()
+    Wanted { around, place: store.place(), guests, identity, notes, inodes, classes }.run()
 }
 
 /// Names that guests have of each corrupt inode, by its link count.
