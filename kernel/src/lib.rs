@@ -40,7 +40,9 @@ pub use fs::{At, Fs, Metadata, Real, sample_file};
 pub use handle::{Dir, File};
 pub use lease::{Leased, ignore_lease_breaks};
 pub use lock::{LockMode, OfdLock};
-pub use seal::{Offer, Protection, Seal, Verdict, are_extents_watched, lift_seals, probe};
+pub use seal::{
+    Offer, Protection, Seal, Verdict, are_extents_watched, change_names, free_names, lift_seals, probe,
+};
 pub use stat::{Kind, Stat, Time};
 pub use view::View;
 pub use xattr::Xattrs;

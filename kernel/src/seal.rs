@@ -106,6 +106,26 @@ pub fn lift_seals(door: &dyn Protection, file: &File) -> Result<()> {
     Ok(())
 }
 
+/// Takes off the one seal that holds names, too: plain immutable. Whether it was on.
+pub fn free_names(door: &dyn Protection, file: &File) -> Result<bool> {
+    let plain = Seal::Immutable.is_on(file).unwrap_or(false) && !Seal::Patch.is_on(file).unwrap_or(false);
+    if plain {
+        door.unseal(file, Seal::Immutable)?;
+    }
+    Ok(plain)
+}
+
+/// Changes names of a sealed inode. It is sealed as before then, even if it has lost its last name: who has it mapped, or
+/// keeps a handle that can be opened again, has it still.
+pub fn change_names<T>(door: &dyn Protection, file: &File, change: impl FnOnce() -> Result<T>) -> Result<T> {
+    let held = free_names(door, file)?;
+    let changed = change();
+    if held {
+        door.seal(file, Seal::Immutable)?;
+    }
+    changed
+}
+
 /// Puts the seal on: all its flags in one call, so that no crash leaves half of it.
 pub(crate) fn seal(file: &File, seal: Seal) -> Result<()> {
     match (seal, seal.flags()) {

@@ -1,6 +1,6 @@
 //! Taking away objects that no guest links to any more.
 
-use kernel::{At, Errno, Fs, Seal, lift_seals};
+use kernel::{At, Errno, Fs, change_names};
 
 use crate::{Error, ObjectName, Result, Store};
 
@@ -31,14 +31,11 @@ pub fn garbage(store: &Store) -> Result<(u64, Vec<ObjectName>)> {
 }
 
 /// Takes garbage away, under the exclusive lock that the open store holds.
-///
-/// Each object is first moved where no planner finds it and its links are counted once more; one that a
-/// guest has linked meanwhile (its root may link what it can read) goes back.
 pub fn collect(fs: &dyn Fs, store: &Store) -> Result<Outcome> {
     let (objects, garbage) = garbage(store)?;
     let mut outcome = Outcome { objects, ..Outcome::default() };
     for name in garbage {
-        if let Some(freed) = remove(fs, store, name)? {
+        if let Some(freed) = remove_unused(fs, store, name)? {
             outcome.removed += 1;
             outcome.freed += freed;
         }
@@ -46,42 +43,28 @@ pub fn collect(fs: &dyn Fs, store: &Store) -> Result<Outcome> {
     Ok(outcome)
 }
 
-fn remove(fs: &dyn Fs, store: &Store, name: ObjectName) -> Result<Option<u64>> {
+/// Takes an object away if no guest links to it; returns the space given back, in allocated bytes.
+///
+/// Its seal stays on: a guest may have it open or mapped. One that links it in this very moment, as root may link what it
+/// has open, makes it an object again.
+pub fn remove_unused(fs: &dyn Fs, store: &Store, name: ObjectName) -> Result<Option<u64>> {
     let failed = |doing| Error::at(doing, store.object_path(name));
-    let (path, aside) = (name.path(), name.file_name());
-    let from = At::new(store.objects(), path.as_bytes());
-    let aside = At::new(store.quarantine(), aside.as_bytes());
-    let file = match store.objects().open_file(from.name) {
-        Err(Errno::NOENT) => return Ok(None),
-        other => other.map_err(failed("open"))?,
-    };
-    // A plainly immutable object can be neither moved nor unlinked before its flag is off.
-    let locked = Seal::Immutable.is_on(&file).unwrap_or(false) && !Seal::Patch.is_on(&file).unwrap_or(false);
-    if locked {
-        fs.unseal(&file, Seal::Immutable).map_err(failed("unseal"))?;
-    }
-    match fs.rename_new(from, aside) {
-        // What a collection that was cut off has left, and an object of that name was made since.
-        Err(Errno::EXIST) => {
-            if store.quarantine().stat(aside.name).map_err(failed("look at"))?.nlink > 1 {
-                return Ok(None);
-            }
-            let left = store.quarantine().open_file(aside.name).map_err(failed("open"))?;
-            lift_seals(fs, &left).and_then(|()| fs.unlink(aside)).map_err(failed("remove"))?;
-            fs.rename_new(from, aside).map_err(failed("move"))?;
-        }
-        other => other.map_err(failed("move"))?,
-    }
-    let stat = file.stat().map_err(failed("stat"))?;
-    if stat.nlink > 1 {
-        fs.rename_new(aside, from).map_err(failed("move back"))?;
-        if locked {
-            fs.seal(&file, Seal::Immutable).map_err(failed("seal"))?;
-        }
+    let path = name.path();
+    let at = At::new(store.objects(), path.as_bytes());
+    if store.stat_object(name)?.is_none_or(|stat| stat.nlink != 1) {
         return Ok(None);
     }
-    // Whoever has it open may link it in this very moment: it is then no object, and not sealed either.
-    lift_seals(fs, &file).map_err(failed("unseal"))?;
-    fs.unlink(aside).map_err(failed("remove"))?;
-    Ok(Some(stat.allocated()))
+    let file = at.dir.open_file(at.name).map_err(failed("open"))?;
+    let remove = || {
+        match fs.unlink(at) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+        let stat = file.stat()?;
+        if stat.nlink > 0 {
+            fs.link_open(&file, at)?;
+        }
+        Ok((stat.nlink == 0).then_some(stat.allocated()))
+    };
+    change_names(fs, &file, remove).map_err(failed("remove"))
 }

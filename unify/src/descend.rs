@@ -66,7 +66,8 @@ impl Trail {
         self.length() <= MAX_PATH && self.depth() <= MAX_DEPTH
     }
 
-    fn length(&self) -> usize {
+    /// Bytes of the path.
+    pub(crate) fn length(&self) -> usize {
         self.0.as_ref().map_or(0, |step| step.length)
     }
 

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use kernel::Errno;
 
-/// How many single problems of one kind are kept for the report; the rest are counted.
-const KEPT: usize = 1000;
+/// How many single problems of one kind are kept for the report, and bytes of paths in all; the rest are counted.
+const KEPT: u64 = 1000;
+const KEPT_BYTES: usize = 16 << 20;
 
 /// Why a file was left as it was, though policy lets us share it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,7 +32,8 @@ pub enum Skip {
     /// Carries the tag that the eBPF provider takes for a seal, and is no object: where that is enforced,
     /// not even its own guest can change it.
     Stray,
-    /// A path of more than 64 KiB or 512 directories, or a symbolic link or mount where a directory was.
+    /// A path of more than 64 KiB or 512 directories, more names than a directory can have here, or a symbolic link or
+    /// mount where a directory was.
     OutOfReach,
     /// The file system has a reason of its own not to share this file's extents.
     CannotShare,
@@ -50,7 +52,9 @@ impl Skip {
             Errno::NOENT | Errno::STALE | Errno::NOTDIR | Errno::ISDIR | Errno::INVAL | Errno::NXIO => {
                 Self::Vanished
             }
-            Errno::LOOP | Errno::XDEV | Errno::BUSY | Errno::NAMETOOLONG => Self::OutOfReach,
+            Errno::LOOP | Errno::XDEV | Errno::BUSY | Errno::NAMETOOLONG | Errno::OVERFLOW => {
+                Self::OutOfReach
+            }
             Errno::MLINK | Errno::TOOBIG => Self::TooMany,
             other => Self::Failed(other),
         }
@@ -96,7 +100,9 @@ impl fmt::Display for Skip {
                 f.write_str("has inode flags (chattr, fs-verity) or a project that a link would spread")
             }
             Self::Stray => f.write_str("is tagged like a sealed file (chattr +A +S), but is none"),
-            Self::OutOfReach => f.write_str("the path is too long, or a link or mount is in the way"),
+            Self::OutOfReach => {
+                f.write_str("the path is too long, or the directory, or a link or mount is in the way")
+            }
             Self::CannotShare => f.write_str(
                 "its extents cannot be shared (a swap file, or copy-on-write or checksums are off)",
             ),
@@ -120,29 +126,39 @@ pub struct Skipped {
 /// Collects from many threads.
 #[derive(Debug, Default)]
 pub struct Notes {
-    skipped: Mutex<(BTreeMap<&'static str, u64>, Vec<Skipped>)>,
+    skipped: Mutex<Noted>,
+}
+
+#[derive(Debug, Default)]
+struct Noted {
+    counts: BTreeMap<&'static str, u64>,
+    first: Vec<Skipped>,
+    /// Of the paths in `first`.
+    bytes: usize,
 }
 
 impl Notes {
     /// Notes a file that was left as it was.
     pub fn skip(&self, guest: &Path, path: PathBuf, why: Skip) {
-        let mut notes = self.skipped.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let count = notes.0.entry(why.name()).or_default();
+        let mut noted = self.skipped.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let count = noted.counts.entry(why.name()).or_default();
         *count += 1;
-        if *count <= KEPT as u64 {
-            notes.1.push(Skipped { guest: guest.to_path_buf(), path, why });
+        if *count <= KEPT && noted.bytes < KEPT_BYTES {
+            noted.bytes += path.as_os_str().len();
+            noted.first.push(Skipped { guest: guest.to_path_buf(), path, why });
         }
     }
 
     /// How many files were left alone for a reason so far.
     pub fn count(&self, why: Skip) -> u64 {
-        let notes = self.skipped.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        notes.0.get(why.name()).copied().unwrap_or(0)
+        let noted = self.skipped.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        noted.counts.get(why.name()).copied().unwrap_or(0)
     }
 
     /// Counts by short name, and the first of each kind.
     pub fn into_parts(self) -> (BTreeMap<&'static str, u64>, Vec<Skipped>) {
-        self.skipped.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+        let noted = self.skipped.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        (noted.counts, noted.first)
     }
 }
 

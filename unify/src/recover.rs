@@ -10,9 +10,7 @@ use kernel::{At, Dir, Errno, File, Leased, Metadata, Seal, Stat, Time, lift_seal
 use store::journal::{Action, Batch, DirRef, Journal, NameRef, Run, RunEnd, Settled, Verb};
 use store::{ObjectName, Store};
 
-use crate::apply::{
-    Parking, Swap, THE_STORES, fasten, keep_aside, let_stamps_pass, links_besides, restore_time, swap,
-};
+use crate::apply::{Parking, Swap, collect, fasten, keep_aside, restore_time, swap};
 use crate::hash::identify;
 use crate::notes::{Skip, Surroundings};
 use crate::walk::{TICK_NANOS, to_path};
@@ -95,13 +93,6 @@ fn places<'b>(seq: u32, batch: &'b Batch, dirs: &'b [Option<Dir>]) -> Vec<Vec<Pl
     batch.actions.iter().map(|action| action.names.iter().map(&mut place).collect()).collect()
 }
 
-/// Whether an object has no links but the store's and these.
-fn is_alone(object: &File, places: &[Place<'_>]) -> kernel::Result<bool> {
-    let names: Vec<At<'_>> =
-        places.iter().filter_map(|place| Some(At::new(place.dir?, place.name))).collect();
-    Ok(links_besides(object, &names)? == Some(THE_STORES))
-}
-
 /// What a call gave; none if the guest has moved or removed what was called upon, or keeps it to itself. Whatever
 /// else is refused is an error: nothing may be concluded from it.
 fn reached<T>(answer: kernel::Result<T>, path: &[u8]) -> Result<Option<T>> {
@@ -161,6 +152,7 @@ impl Recovery<'_> {
                 let settled = self.settle_batch(run.id, seq, &batch)?;
                 self.sync()?;
                 journal.settle(run.id, seq, &settled)?;
+                collect(self.around.fs, self.store, &batch.actions, settled.into_iter())?;
             }
             seq += 1;
         }
@@ -195,7 +187,6 @@ impl Recovery<'_> {
                 place.time = times[name.dir as usize];
             }
         }
-        let_stamps_pass(self.store, &batch.actions)?;
         let mut settled = vec![Settled::NotDone; batch.actions.len()];
         // Admissions last: one that can't stay has lost all other names by then.
         for admissions in [false, true] {
@@ -243,7 +234,6 @@ impl Recovery<'_> {
         match action.verb {
             Verb::Admit => self.settle_admit(action, places),
             Verb::Link | Verb::Detach | Verb::Repair => self.settle_exchange(parking, action, places),
-            Verb::Retire => self.settle_retire(action, places),
         }
     }
 
@@ -283,26 +273,6 @@ impl Recovery<'_> {
         lift_seals(self.around.fs, &file).map_err(failed("unseal"))?;
         self.around.fs.unlink(At::new(self.store.objects(), path.as_bytes())).map_err(failed("remove"))?;
         Ok(false)
-    }
-
-    fn settle_retire(&mut self, action: &Action, places: &[Place<'_>]) -> Result<Settled> {
-        let done = Settled::Done { overflow: action.object.overflow };
-        let Some(stat) = self.store.stat_object(action.object)? else {
-            self.lift_at(action, places)?;
-            return Ok(done);
-        };
-        if stat.ino != action.ino {
-            return Ok(Settled::NotDone);
-        }
-        let failed = |doing| store::Error::at(doing, self.store.object_path(action.object));
-        let path = action.object.path();
-        let file = self.store.objects().open_file(path.as_bytes()).map_err(failed("open"))?;
-        if !is_alone(&file, places).map_err(failed("look at"))? {
-            return Ok(Settled::NotDone);
-        }
-        lift_seals(self.around.fs, &file).map_err(failed("unseal"))?;
-        self.around.fs.unlink(At::new(self.store.objects(), path.as_bytes())).map_err(failed("remove"))?;
-        Ok(done)
     }
 
     /// The object's name went before its seal did: nothing may stay sealed that is no object.

@@ -353,7 +353,7 @@ impl Run<'_, '_> {
             "admitted": report.done.admitted,
             "linked": report.done.linked,
             "detached": report.done.detached,
-            "retired": report.done.retired,
+            "removed": report.done.removed,
             "not_done": report.done.not_done,
             "freed": report.done.freed,
             "taken": report.done.taken,

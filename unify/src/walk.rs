@@ -13,7 +13,7 @@ use store::IdentityPolicy;
 use store::census::{self, Census, DirRow, FileRow, NONE};
 use store::identity::class;
 
-use crate::descend::{STRETCH, Trail};
+use crate::descend::{self, STRETCH, Trail};
 use crate::guest::Guest;
 use crate::judge::{DirJudge, Judge, Verdict};
 use crate::notes::{Notes, Skip, Surroundings};
@@ -217,6 +217,9 @@ impl<'a> Walk<'a> {
         BUFFER
             .with_borrow_mut(|buffer| {
                 dir.for_each(buffer, |entry| -> Result<(), Errno> {
+                    if found.names.len() > descend::MAX_NAMES {
+                        return Err(Errno::OVERFLOW);
+                    }
                     match entry.kind {
                         Kind::File if self.objects.contains(entry.ino) => found.unified += 1,
                         Kind::Directory => {

@@ -7,7 +7,7 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::os::unix::fs::{FileExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, Once};
@@ -16,10 +16,10 @@ use std::time::{Duration, SystemTime};
 use common::{REAL, World};
 use fixtures::loopfs::{FsKind, Options};
 use fixtures::{Call, Fault, Faulty, LoopFs, Manifest, Op, Script, Snapshot, When, require_root, rerun_test};
-use kernel::Errno;
+use kernel::{At, Dir, Errno, Fs};
 use store::journal::RunEnd;
 use unify::policy::Policy;
-use unify::{Scope, State};
+use unify::{Report, Scope, State};
 
 /// Guests with these trees, in a directory that goes with the first of the pair.
 fn world(guests: &[&str]) -> (tempfile::TempDir, World) {
@@ -683,20 +683,42 @@ fn whole_seconds_hide_no_write() {
     assert_eq!(report.skipped.get("changed"), Some(&1), "{report:?}");
 }
 
-#[test]
-fn an_object_that_another_guest_still_has_stays_one() {
-    // The copy for the first guest fails, and the second hides that by taking a name of its own away.
-    let (_place, world) = world(&["f usr/a *5000:1\n", "f usr/a *5000:1\nh usr/b usr/a\n"]);
-    world.unify(&REAL).unwrap();
-    let second = world.guests[1].join("usr/b");
-    let script = once_planned(|| std::fs::remove_file(&second).unwrap());
-    let script = script.every_of(Op::CopyContent, Fault::Fail(Errno::NOSPC));
-    let report = world.undo(&Faulty::new(&REAL, script), &Scope::default()).unwrap();
-    assert_eq!((report.done.retired, report.done.not_done), (0, 2), "{report:?}");
+fn objects(world: &World) -> usize {
     let mut objects = 0;
     world.open(&REAL).unwrap().0.for_each_object(|_, _, _| objects += 1, drop).unwrap();
-    assert_eq!((objects, world.shares("usr/a")), (1, true));
-    // Once there is room, each gets its own.
-    world.undo(&REAL, &Scope::default()).unwrap();
+    objects
+}
+
+#[test]
+fn an_object_that_a_guest_still_has_stays_one() {
+    let (_place, world) = twins("f usr/a *5000:1\n");
+    world.unify(&REAL).unwrap();
+    // There is no room for the first guest's copy.
+    let script = Script::new().nth_of(Op::CopyContent, 1, Fault::Fail(Errno::NOSPC));
+    let report = world.undo(&Faulty::new(&REAL, script), &Scope::default()).unwrap();
+    let done = |report: &Report| (report.done.detached, report.done.removed, report.done.not_done);
+    assert_eq!((done(&report), objects(&world)), ((1, 0, 1), 1), "{report:?}");
     assert!(!world.shares("usr/a"));
+    let report = world.undo(&REAL, &Scope::default()).unwrap();
+    assert_eq!((done(&report), objects(&world)), ((1, 1, 0), 0), "{report:?}");
+}
+
+#[test]
+fn an_object_that_is_linked_while_it_is_removed_stays_one() {
+    let (_place, world) = twins("f usr/a *5000:1\n");
+    world.unify(&REAL).unwrap();
+    let usr = Dir::open_host(&world.guests[0].join("usr")).unwrap();
+    let open = usr.open_file(b"a").unwrap();
+    let link = |_, call: &Call| {
+        // Parked names are short.
+        if call.names[0].len() > 64 {
+            REAL.link_open(&open, At::new(&usr, b"kept")).unwrap();
+        }
+    };
+    let script = Script::new().every_of(Op::Unlink, Fault::Hook(When::Before, Box::new(link)));
+    let report = world.undo(&Faulty::new(&REAL, script), &Scope::default()).unwrap();
+    assert_eq!((report.done.detached, report.done.removed, objects(&world)), (2, 0, 1), "{report:?}");
+    assert_eq!(world.guests[0].join("usr/kept").metadata().unwrap().nlink(), 2);
+    world.undo(&REAL, &Scope::default()).unwrap();
+    assert_eq!(objects(&world), 0);
 }

@@ -17,7 +17,7 @@ use fixtures::{Compare, LoopFs, Manifest, need, require_command, require_root};
 use host::{GUEST, Host, Ran, changes};
 use store::IdentityPolicy;
 use store::index::Index;
-use unify::{Error, Observer};
+use unify::{Error, Observer, Scope};
 
 /// Runs a command as root without some capabilities.
 fn without<A: AsRef<OsStr>>(capabilities: &str, host: &Host, arguments: &[A]) -> Ran {
@@ -289,12 +289,12 @@ fn an_undo_that_leaves_a_file_shared_says_so_once() {
     }
 }
 
-/// Wants to stop as soon as files are read.
-struct Impatient(AtomicBool);
+/// Wants to stop as soon as a phase begins.
+struct Impatient(&'static str, AtomicBool);
 
 impl Observer for Impatient {
     fn phase(&self, name: &'static str, _: u64) {
-        self.0.fetch_or(name == "reading", Ordering::Relaxed);
+        self.1.fetch_or(name == self.0, Ordering::Relaxed);
     }
 
     fn advance(&self, _: u64) {}
@@ -304,11 +304,29 @@ impl Observer for Impatient {
 fn a_dry_run_that_is_interrupted_tells_nothing_false() {
     let _alone = alone();
     let host = Host::new();
-    let impatient = Impatient(AtomicBool::new(false));
-    let ended = host.world.with_observer(&REAL, &impatient, &impatient.0, |session, store, _| {
+    let impatient = Impatient("reading", AtomicBool::new(false));
+    let ended = host.world.with_observer(&REAL, &impatient, &impatient.1, |session, store, _| {
         session.preview(Some(store), IdentityPolicy::Full, |_| {})
     });
     assert!(matches!(ended, Err(Error::Interrupted)), "{ended:?}");
+}
+
+#[test]
+fn an_undo_that_is_interrupted_before_it_has_seen_all_takes_nothing_back() {
+    let _alone = alone();
+    let host = Host::new();
+    host.unify();
+    let impatient = Impatient("walking", AtomicBool::new(false));
+    let scope = Scope { run: Some(1), paths: vec![] };
+    let ended = host.world.with_observer(&REAL, &impatient, &impatient.1, |session, store, journal| {
+        let ended = session.undo(store, journal, &scope, "test");
+        let runs: Vec<_> = journal.runs()?.iter().map(|run| (run.id, run.undone_by)).collect();
+        Ok((ended, runs))
+    });
+    let (ended, runs) = ended.unwrap();
+    assert!(matches!(ended, Err(Error::Interrupted)), "{ended:?}");
+    assert_eq!(runs, [(1, None)]);
+    assert!(host.world.shares("usr/bin/tool") && host.world.shares("usr/bin/shell"));
 }
 
 #[test]

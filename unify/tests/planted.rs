@@ -5,7 +5,8 @@
 mod common;
 
 use std::io::Write as _;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
@@ -16,7 +17,7 @@ use fixtures::{LoopFs, Manifest, need, require_command};
 use kernel::{Errno, Fs as _, Seal};
 use store::Store;
 use store::journal::Journal;
-use unify::{Observer, Session};
+use unify::{Observer, Scope, Session};
 
 /// The first guest's file has two names, so that its inode is the one that is admitted.
 const FILE: &str = "f usr/bin/tool 755 @1000000000.5 *16384:1\n";
@@ -191,4 +192,32 @@ fn a_copy_that_its_guest_has_written_keeps_all_its_names() {
     assert!(std::fs::read(world.guests[0].join(one)).unwrap().ends_with(b"mine"));
     assert!(!std::fs::read(world.guests[1].join(one)).unwrap().ends_with(b"mine"));
     assert!(world.is_tidy());
+}
+
+#[test]
+fn what_a_guest_keeps_open_stays_sealed_when_it_is_no_object_any_more() {
+    const NAME: &str = "what_a_guest_keeps_open_stays_sealed_when_it_is_no_object_any_more";
+    const O_PATH: i32 = 0o10_000_000;
+    let _alone = alone();
+    for seal in [Seal::Immutable, Seal::Bpf] {
+        let disk = need!(NAME, LoopFs::ext4(32 << 20));
+        let mut world = world(disk.path(), &[FILE, FILE]);
+        world.seal = seal;
+        world.unify(&REAL).unwrap();
+        let bin = world.guests[1].join("usr/bin");
+        let handle = std::fs::File::options().read(true).custom_flags(O_PATH).open(bin.join("tool")).unwrap();
+        let open = kernel::Dir::open_host(&bin).unwrap().open_file(b"tool").unwrap();
+        let report = world.undo(&REAL, &Scope::default()).unwrap();
+        assert_eq!((report.done.detached, report.done.removed), (2, 1), "{report:?}");
+        // All that is left of the object is what this guest and perhaps others have open, or mapped.
+        assert_eq!(open.stat().unwrap().nlink, 0);
+        assert!(seal.is_on(&open).unwrap(), "{seal:?}");
+        let again = format!("/proc/self/fd/{}", handle.as_raw_fd());
+        let written = std::fs::File::options().write(true).open(again);
+        // What no program watches, its tag alone does not keep from being written.
+        assert_eq!(written.is_err(), seal == Seal::Immutable, "{seal:?}");
+        for guest in &world.guests {
+            std::fs::write(guest.join("usr/bin/tool"), "his own").unwrap();
+        }
+    }
 }

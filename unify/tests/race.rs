@@ -277,7 +277,7 @@ fn run_for(world: &World, time: Duration, go_on: impl Fn() -> bool) -> BTreeMap<
             ("admitted", done.admitted),
             ("linked", done.linked),
             ("detached", done.detached),
-            ("retired", done.retired),
+            ("removed", done.removed),
         ];
         for (what, count) in counts.into_iter().chain(report.skipped) {
             *sums.entry(what).or_default() += count;

@@ -50,7 +50,7 @@ fn undo_gives_back_the_first_state() {
     let before = world.snapshots();
     let run = world.unify(&REAL).unwrap().run;
     let report = world.undo(&REAL, &Scope { run, paths: vec![] }).unwrap();
-    assert_eq!((report.done.detached, report.done.retired), (2, 2), "{report:?}");
+    assert_eq!((report.done.detached, report.done.removed), (4, 2), "{report:?}");
     assert!(!world.shares("usr/bin/ls"));
     assert_eq!(world.differences(&before), [""; 0]);
     assert!(world.is_tidy());

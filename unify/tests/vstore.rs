@@ -334,38 +334,6 @@ fn gc_removes_what_no_guest_has() {
 }
 
 #[test]
-fn gc_brings_back_what_a_cut_off_collection_had_moved() {
-    let world = World::shared(Seal::None);
-    let before = world.run(&["log", "1"]);
-    let object = before.events("action")[0]["object"].as_str().unwrap().to_owned();
-    let place = world.store.join("objects").join(&object[..2]).join(&object);
-    std::fs::rename(&place, world.store.join("quarantine").join(&object)).unwrap();
-    assert_eq!(world.run(&["gc"]).code, Some(0));
-    assert!(place.exists());
-    assert_eq!(world.kept(), Vec::<String>::new());
-}
-
-#[test]
-fn gc_goes_on_where_an_object_was_made_again_after_it_was_cut_off() {
-    let world = World::shared(Seal::None);
-    let one = world.ino("a/usr/bin/one");
-    for action in world.run(&["log", "1"]).events("action") {
-        let object = action["object"].as_str().unwrap().to_owned();
-        let place = world.store.join("objects").join(&object[..2]).join(&object);
-        if place.metadata().unwrap().ino() == one {
-            std::fs::copy(&place, world.store.join("quarantine").join(&object)).unwrap();
-        }
-    }
-    assert_eq!(world.kept().len(), 1);
-    for guest in ["a", "b", "c"] {
-        std::fs::remove_file(world.path(guest).join("usr/bin/one")).unwrap();
-    }
-    let ran = world.run(&["gc"]);
-    assert_eq!((ran.code, ran.summary()["removed"].as_u64()), (Some(0), Some(1)));
-    assert_eq!(world.kept(), Vec::<String>::new());
-}
-
-#[test]
 fn gc_empties_quarantine_of_what_nobody_needs() {
     let world = World::shared(Seal::None);
     world.damage("a/usr/bin/one");

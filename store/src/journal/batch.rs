@@ -16,30 +16,26 @@ const VERSION: u8 = 1;
 /// Largest batch that is decoded, in bytes; a batch has some thousand actions of about 100 bytes.
 const MAX_BATCH: u64 = 1 << 30;
 
-/// What an action does. `Admit` and `Retire` are inverse, and so are `Link` and `Detach`; what a `Repair`
-/// takes away nobody wants back.
+/// What an action does. A `Detach` takes either of the others back; what a `Repair` takes away nobody wants back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
     /// A guest's inode becomes an object; its names stay as they are.
-    Admit,
-    /// An object becomes a guest's private inode again; its names stay as they are.
-    Retire,
+    Admit = 0,
     /// Names of a private inode become names of an object.
-    Link,
+    Link = 2,
     /// Names of an object become names of a private copy of it.
-    Detach,
+    Detach = 3,
     /// Names of a corrupt inode that was an object become names of the object that takes its place.
-    Repair,
+    Repair = 4,
 }
 
 impl Verb {
-    const ALL: [Self; 5] = [Self::Admit, Self::Retire, Self::Link, Self::Detach, Self::Repair];
+    const ALL: [Self; 4] = [Self::Admit, Self::Link, Self::Detach, Self::Repair];
 
     /// The word in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Admit => "admit",
-            Self::Retire => "retire",
             Self::Link => "link",
             Self::Detach => "detach",
             Self::Repair => "repair",
@@ -185,7 +181,8 @@ impl Action {
     }
 
     fn decode(input: &mut Reader<'_>, dirs: usize) -> Option<Self> {
-        let verb = *Verb::ALL.get(usize::from(input.u8()?))?;
+        let code = input.u8()?;
+        let verb = Verb::ALL.into_iter().find(|verb| *verb as u8 == code)?;
         let id = ObjectId(input.array()?);
         let slot = input.u32()?;
         let object = ObjectName { id, twin: (slot >> 16) as u16, overflow: slot as u16 };

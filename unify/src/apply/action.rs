@@ -10,7 +10,7 @@ use store::identity::class;
 use store::journal::{Action, Settled, Verb};
 use store::{IdentityPolicy, ObjectName, Store};
 
-use super::{Mover, Parking, Stage, Swap, THE_STORES, links_besides, swap, times_of};
+use super::{Mover, Parking, Stage, Swap, swap, times_of};
 use crate::Result;
 use crate::hash::identify_on_disk;
 use crate::notes::Skip;
@@ -118,7 +118,6 @@ impl Mover<'_> {
             Verb::Admit | Verb::Link => self.share(action, &names),
             // Without a copy it has been said why.
             Verb::Detach => copy.map_or(Ok(Traces::nothing()), |copy| self.detach(action, &names, copy)),
-            Verb::Retire => self.retire(action, &names),
             Verb::Repair => self.repair(action, &names),
         }
     }
@@ -432,30 +431,6 @@ impl Mover<'_> {
         self.exchange_all(names, object, action.ino, None)?;
         let done = Traces::of(Settled::Done { overflow: action.object.overflow });
         Ok(Traces { lease: Some(lease), object, ..done })
-    }
-
-    /// An object that one guest alone uses becomes that guest's private inode.
-    fn retire(&self, action: &Action, names: &Names<'_>) -> Step<Traces> {
-        let file = names.places[0].dir.open_any(names.places[0].name).map_err(Skip::from_errno)?;
-        let stat = file.stat().map_err(Skip::from_errno)?;
-        // Not by number alone: a guest may have made a subvolume, with numbers of its own, where the name was.
-        let object = self.store.stat_object(action.object).map_err(|_| Skip::NotOurs)?;
-        if stat.ino != action.ino || !object.is_some_and(|object| object.same_inode(&stat)) {
-            return Err(Skip::NotOurs);
-        }
-        match links_besides(&file, &names.places).map_err(Skip::from_errno)? {
-            Some(THE_STORES) => {}
-            Some(_) => return Err(Skip::NotOurs),
-            None => return Err(Skip::Changed),
-        }
-        lift_seals(self.around.fs, &file).map_err(Skip::Failed)?;
-        let path = action.object.path();
-        let unlinked = self.around.fs.unlink(At::new(self.store.objects(), path.as_bytes()));
-        unlinked.map_err(|errno| {
-            self.stuck(errno);
-            Skip::Failed(errno)
-        })?;
-        Ok(Traces::of(Settled::Done { overflow: action.object.overflow }))
     }
 
     /// Admissions of the batch whose inode somebody waits to write, or has changed the metadata of since it

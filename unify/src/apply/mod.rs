@@ -8,16 +8,16 @@
 //! 4. *barrier*: the moves are durable;
 //! 5. what became of each action is durable in the journal;
 //! 6. a second look at what was displaced, and the parked names go;
-//! 7. seals that hold names fast, off since 2, are on again.
+//! 7. seals that hold names fast, off since 2, are on again;
+//! 8. objects that have no guest any more, now that it has a copy, go.
 //!
 //! At every instant each guest name refers to an inode with the right bytes: to the displaced one or to
 //! the object. A crash leaves parked names, which [`crate::recover`] settles by looking at them.
 
 mod action;
-mod links;
 mod parked;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -34,7 +34,6 @@ use crate::{Error, Result};
 
 pub(crate) use action::keep_aside;
 use action::{Copy, Traces};
-pub(crate) use links::{THE_STORES, let_stamps_pass, links_besides};
 pub(crate) use parked::{Parking, Swap, swap};
 
 /// Neighbouring actions that one thread takes at a time.
@@ -55,8 +54,8 @@ pub struct Done {
     pub linked: u64,
     /// Files that became private copies.
     pub detached: u64,
-    /// Objects that became private files where they were.
-    pub retired: u64,
+    /// Objects that no guest uses any more, and that were removed.
+    pub removed: u64,
     /// Corrupt inodes that were replaced in a guest by a good object.
     pub repaired: u64,
     /// Actions that were not done.
@@ -75,7 +74,7 @@ impl std::ops::Add for Done {
             admitted: self.admitted + other.admitted,
             linked: self.linked + other.linked,
             detached: self.detached + other.detached,
-            retired: self.retired + other.retired,
+            removed: self.removed + other.removed,
             repaired: self.repaired + other.repaired,
             not_done: self.not_done + other.not_done,
             freed: self.freed + other.freed,
@@ -174,7 +173,6 @@ impl<'a> Executor<'a> {
         self.journal.intend(self.run, mover.seq, &batch)?;
         loosen(mover.around.fs, mover.store, &batch.actions, mover.seal)?;
         let copies = mover.copy_all(&stage)?;
-        let_stamps_pass(mover.store, &batch.actions)?;
         let times = times_of(&stage, stage.spread.iter().copied());
         let mut traces = mover.move_names(&stage, &copies);
         let moved = Instant::now();
@@ -192,6 +190,10 @@ impl<'a> Executor<'a> {
             fasten(mover.around.fs, mover.store, &batch.actions, mover.seal)?;
             mover.sync()?;
         }
+        let settled = traces.iter().map(Traces::settled);
+        let (removed, freed) = collect(mover.around.fs, mover.store, &batch.actions, settled)?;
+        self.done.removed += removed;
+        self.done.freed += freed;
         self.count(&batch, &traces);
         self.mover.seq += 1;
         Ok(())
@@ -217,7 +219,6 @@ impl<'a> Executor<'a> {
                 (Verb::Admit, _) | (_, Settled::Admitted { .. }) => self.done.admitted += 1,
                 (Verb::Link, _) => self.done.linked += 1,
                 (Verb::Detach, _) => self.done.detached += 1,
-                (Verb::Retire, _) => self.done.retired += 1,
                 (Verb::Repair, _) => self.done.repaired += 1,
             }
             self.done.freed += trace.freed;
@@ -418,6 +419,24 @@ fn change_seals(
         })?;
     }
     Ok(())
+}
+
+/// Removes the objects that actions have copied and that no guest uses any more. Returns how many, and the space given back.
+pub(crate) fn collect(
+    fs: &dyn Fs,
+    store: &Store,
+    actions: &[Action],
+    settled: impl Iterator<Item = Settled>,
+) -> Result<(u64, u64)> {
+    let copied = |(action, how): (&Action, Settled)| {
+        (action.verb == Verb::Detach && how != Settled::NotDone).then_some(action.object)
+    };
+    let objects: BTreeSet<ObjectName> = actions.iter().zip(settled).filter_map(copied).collect();
+    let freed: Vec<Option<u64>> = objects
+        .into_par_iter()
+        .map(|name| store::gc::remove_unused(fs, store, name))
+        .collect::<store::Result<_>>()?;
+    Ok((freed.iter().flatten().count() as u64, freed.iter().flatten().sum()))
 }
 
 /// Calls `each` for every existing inode of an object's twin.

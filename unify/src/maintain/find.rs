@@ -7,7 +7,7 @@ use kernel::{Dir, EntryBuffer, Errno, Kind};
 use store::identity::class;
 use store::{IdentityPolicy, Place};
 
-use crate::descend::{self, Below, Here, descend};
+use crate::descend::{self, Below, Here, Trail, descend};
 use crate::guest::Guest;
 use crate::notes::{Notes, Skip, Surroundings};
 use crate::walk::{join, to_path};
@@ -20,8 +20,8 @@ const SPARE: usize = 64;
 pub struct Name {
     /// Number of the guest in the list given.
     pub guest: u32,
-    /// The directory within the guest, empty for its root.
-    pub dir: Vec<u8>,
+    /// The way to its directory.
+    pub(super) dir: Trail,
     /// The name in it.
     pub name: Vec<u8>,
 }
@@ -29,7 +29,7 @@ pub struct Name {
 impl Name {
     /// The path within the guest.
     pub fn path(&self) -> std::path::PathBuf {
-        to_path(&join(&self.dir, &self.name))
+        to_path(&join(&self.dir.path(), &self.name))
     }
 }
 
@@ -93,7 +93,7 @@ impl descend::Search for Look<'_, '_> {
         if here.dir.stat_self()?.dev != self.wanted.place.dev() {
             return Ok(());
         }
-        let name = |name: &[u8]| Name { guest: here.guest, dir: here.path.to_vec(), name: name.to_vec() };
+        let name = |name: &[u8]| Name { guest: here.guest, dir: here.trail.clone(), name: name.to_vec() };
         here.dir.for_each(&mut EntryBuffer::default(), |entry| -> kernel::Result<()> {
             match entry.kind {
                 Kind::Directory => below.add(entry.name)?,

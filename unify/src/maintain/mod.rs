@@ -26,7 +26,7 @@ use crate::{Error, Result};
 
 pub use find::Name;
 pub(crate) use quarantine::put_aside;
-pub use quarantine::{Emptied, Kept, KeptKind, empty, kept, put_back};
+pub use quarantine::{Emptied, Kept, KeptKind, empty, kept};
 pub use rebuild::{Rebuilt, rebuild};
 pub use scrub::{Corrupt, Fault, Scrub, Scrubbed, scrub};
 pub use status::{Objects, Status, status};

@@ -1,6 +1,6 @@
 //! What was taken out of use: corrupt objects, and files that recovery could not place.
 
-use kernel::{At, Dir, Errno, File, Fs, Seal, Stat};
+use kernel::{At, Dir, Errno, Fs, Stat, change_names};
 use store::{ObjectName, Store};
 
 use crate::Result;
@@ -11,8 +11,6 @@ use crate::notes::Surroundings;
 pub enum KeptKind {
     /// An object whose bytes or metadata were not what its name says.
     Corrupt(ObjectName),
-    /// An object whose collection was cut off.
-    Collected(ObjectName),
     /// A file whose origin recovery could not tell: it may be the only copy of a guest's data.
     Unclear,
 }
@@ -22,7 +20,6 @@ impl KeptKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Corrupt(_) => "corrupt",
-            Self::Collected(_) => "collected",
             Self::Unclear => "unclear",
         }
     }
@@ -33,11 +30,7 @@ impl KeptKind {
             let dot = rest.iter().position(|&byte| byte == b'.')?;
             ObjectName::parse(&rest[dot + 1..])
         };
-        match (corrupt(), ObjectName::parse(name)) {
-            (Some(object), _) => Self::Corrupt(object),
-            (None, Some(object)) => Self::Collected(object),
-            (None, None) => Self::Unclear,
-        }
+        corrupt().map_or(Self::Unclear, Self::Corrupt)
     }
 }
 
@@ -92,7 +85,7 @@ pub fn empty(fs: Option<&dyn Fs>, store: &Store) -> Result<Emptied> {
         match kept.kind {
             KeptKind::Unclear => emptied.unclear += 1,
             _ if kept.held() > 0 => emptied.held += 1,
-            _ => {
+            KeptKind::Corrupt(_) => {
                 if let Some(fs) = fs {
                     remove(fs, store, &kept.name)?;
                 }
@@ -107,19 +100,7 @@ pub fn empty(fs: Option<&dyn Fs>, store: &Store) -> Result<Emptied> {
 fn remove(fs: &dyn Fs, store: &Store, name: &[u8]) -> Result<()> {
     let failed = || store::Error::at("remove", path_of(store, name));
     let file = store.quarantine().open_file(name).map_err(failed())?;
-    loosen(fs, &file).map_err(failed())?;
-    Ok(fs.unlink(At::new(store.quarantine(), name)).map_err(failed())?)
-}
-
-/// Brings back objects that a collection had moved aside when it was cut off. Returns how many.
-pub fn put_back(fs: &dyn Fs, store: &Store) -> Result<u64> {
-    let mut back = 0;
-    for kept in kept(store)? {
-        if let KeptKind::Collected(name) = kept.kind {
-            back += u64::from(restore(fs, store, &kept.name, name)?);
-        }
-    }
-    Ok(back)
+    Ok(change_names(fs, &file, || fs.unlink(At::new(store.quarantine(), name))).map_err(failed())?)
 }
 
 /// Gives what lies in quarantine the name of an object again. `Ok(false)`: that name is taken.
@@ -139,14 +120,12 @@ pub(crate) fn put_aside(around: &Surroundings<'_>, store: &Store, name: ObjectNa
     let path = name.path();
     let failed = || store::Error::at("quarantine", store.object_path(name));
     // Only a regular file can carry a seal; one that cannot even be opened is moved as it is.
-    let locked = match store.objects().open_file(path.as_bytes()) {
-        Ok(file) if loosen(around.fs, &file).map_err(failed())? => Some(file),
-        _ => None,
+    let object = At::new(store.objects(), path.as_bytes());
+    let move_aside = || rename_aside(around.fs, object, store.quarantine(), name);
+    let aside = match store.objects().open_file(path.as_bytes()) {
+        Ok(file) => change_names(around.fs, &file, move_aside),
+        Err(_) => move_aside(),
     };
-    let aside = rename_aside(around.fs, At::new(store.objects(), path.as_bytes()), store.quarantine(), name);
-    if let Some(file) = locked {
-        around.fs.seal(&file, Seal::Immutable).map_err(failed())?;
-    }
     Ok(aside.map_err(failed())?)
 }
 
@@ -160,15 +139,6 @@ fn rename_aside(fs: &dyn Fs, from: At<'_>, quarantine: &Dir, name: ObjectName) -
         }
     }
     Err(Errno::EXIST)
-}
-
-/// Takes off the one seal that holds names too; whether it was on.
-pub(super) fn loosen(fs: &dyn Fs, file: &File) -> kernel::Result<bool> {
-    let plain = Seal::Immutable.is_on(file).unwrap_or(false) && !Seal::Patch.is_on(file).unwrap_or(false);
-    if plain {
-        fs.unseal(file, Seal::Immutable)?;
-    }
-    Ok(plain)
 }
 
 pub(super) fn path_of(store: &Store, name: &[u8]) -> std::path::PathBuf {
@@ -186,8 +156,8 @@ mod tests {
         let kind = |name: String| KeptKind::of(name.as_bytes());
         assert_eq!(kind(format!("corrupt.0.{object}")), KeptKind::Corrupt(object));
         assert_eq!(kind(format!("corrupt.17.{object}")), KeptKind::Corrupt(object));
-        assert_eq!(kind(object.to_string()), KeptKind::Collected(object));
-        for unclear in ["unclear.0.3", "corrupt.", "corrupt.0", "corrupt.0.x", ""] {
+        let object = object.to_string();
+        for unclear in ["unclear.0.3", "corrupt.", "corrupt.0", "corrupt.0.x", &object, ""] {
             assert_eq!(kind(unclear.into()), KeptKind::Unclear, "{unclear}");
         }
     }

@@ -6,9 +6,9 @@
 //! inode takes the place of one inode, so link groups stay what they were and no link ceiling is met. The
 //! corrupt inode keeps its name in quarantine: even a repair by mistake would lose nothing.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
-use kernel::{At, Dir, EntryBuffer, Errno, File, Kind, Metadata, Seal};
+use kernel::{At, Dir, EntryBuffer, Errno, File, Kind, Metadata, Seal, free_names};
 use store::identity::class;
 use store::index::Index;
 use store::journal::{Action, Batch, Journal, NameRef, RunEnd, RunId, RunKind, Verb};
@@ -16,14 +16,14 @@ use store::{IdentityPolicy, ObjectId, ObjectName, Store};
 
 use super::Name;
 use super::find::Found;
-use super::quarantine::loosen;
 use super::scrub::Corrupt;
 use crate::Result;
 use crate::apply::Executor;
+use crate::descend::Trail;
 use crate::guest::Guest;
 use crate::hash::identify;
-use crate::notes::{Notes, Surroundings};
-use crate::plan::{Builder, is_intact};
+use crate::notes::{Notes, Skip, Surroundings};
+use crate::plan::{Builder, MAX_PATHS, is_intact};
 
 /// The identity classes that good copies of these objects have, as far as that is known.
 pub(super) fn find_classes(store: &Store, corrupt: &mut [Corrupt]) {
@@ -90,7 +90,8 @@ impl Task<'_> {
         let done = executor.finish()?;
         self.hold_names(corrupt, &replacements, true)?;
         let without = corrupt.iter().filter(|one| !one.names.is_empty() && !one.replaced).count();
-        if end == RunEnd::Complete && (done.not_done > 0 || without > 0) {
+        let wanted: usize = replacements.iter().map(|one| corrupt[one.at].names.len()).sum();
+        if end == RunEnd::Complete && (done.not_done > 0 || without > 0 || names < wanted) {
             end = RunEnd::Partial;
         }
         let summary = serde_json::json!({
@@ -162,7 +163,7 @@ impl Task<'_> {
         }
         for name in one.classes.iter().filter_map(|class| self.found.alike.get(class)).flatten() {
             let root = &self.guests[name.guest as usize].root;
-            sources.push(Box::new(move || root.open_dir(&name.dir)?.open_file(&name.name)));
+            sources.push(Box::new(move || root.open_dir(&name.dir.path())?.open_file(&name.name)));
         }
         Ok(sources)
     }
@@ -234,20 +235,23 @@ impl Task<'_> {
     }
 
     /// One action for each guest and corrupt inode: its names there move as a whole or not at all.
-    fn batches(&self, corrupt: &[Corrupt], replacements: &[Replacement]) -> Vec<Batch> {
+    fn batches<'c>(&self, corrupt: &'c [Corrupt], replacements: &[Replacement]) -> Vec<Batch> {
         let mut done = Vec::new();
         let mut open = Builder::new(self.guests);
-        let mut rows: HashMap<(u32, Vec<u8>), u32> = HashMap::new();
+        let mut rows: BTreeMap<(u32, &Trail), u32> = BTreeMap::new();
         for replacement in replacements {
             let one = &corrupt[replacement.at];
             for names in one.names.chunk_by(|a, b| a.guest == b.guest) {
+                if !self.is_within_reach(names) {
+                    continue;
+                }
                 if !open.takes(names.len() as u32) {
                     done.push(std::mem::replace(&mut open, Builder::new(self.guests)).batch);
                 }
-                let mut place = |name: &Name| {
+                let mut place = |name: &'c Name| {
                     let next = rows.len() as u32;
-                    let row = *rows.entry((name.guest, name.dir.clone())).or_insert(next);
-                    let dir = open.dir(name.guest, row, || name.dir.clone());
+                    let row = *rows.entry((name.guest, &name.dir)).or_insert(next);
+                    let dir = open.dir(name.guest, row, || name.dir.path());
                     NameRef { dir, name: name.name.clone() }
                 };
                 let names = names.iter().map(&mut place).collect();
@@ -263,6 +267,17 @@ impl Task<'_> {
         done
     }
 
+    /// Whether the paths of an inode's names fit into the journal; noted if not.
+    fn is_within_reach(&self, names: &[Name]) -> bool {
+        let dirs = names.chunk_by(|a, b| a.dir == b.dir);
+        let fit = dirs.map(|names| names[0].dir.length()).sum::<usize>() <= MAX_PATHS;
+        if !fit {
+            let guest = &self.guests[names[0].guest as usize];
+            self.notes.skip(&guest.key, names[0].path(), Skip::OutOfReach);
+        }
+        fit
+    }
+
     /// A plainly immutable inode cannot lose names: its seal is off while it does, and on again for as long
     /// as some guest holds it.
     fn hold_names(&self, corrupt: &[Corrupt], replacements: &[Replacement], hold: bool) -> Result<()> {
@@ -273,7 +288,7 @@ impl Task<'_> {
             let Ok(file) = self.store.quarantine().open_file(aside) else { continue };
             let held = file.stat().is_ok_and(|stat| stat.nlink > 1);
             let changed = match (hold, held) {
-                (false, _) => loosen(self.around.fs, &file).map(drop),
+                (false, _) => free_names(self.around.fs, &file).map(drop),
                 (true, true) => self.around.fs.seal(&file, self.seal),
                 (true, false) => Ok(()),
             };
@@ -288,7 +303,7 @@ impl Task<'_> {
             let dir = self.store.run_dir(self.around.fs, "staged", run)?;
             for name in dir.names().map_err(self.failed("read what is staged in"))? {
                 let file = dir.open_file(&name).map_err(self.failed("open what is staged in"))?;
-                loosen(self.around.fs, &file)
+                free_names(self.around.fs, &file)
                     .and_then(|_| self.around.fs.unlink(At::new(&dir, &name)))
                     .map_err(self.failed("clear what is staged in"))?;
             }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use kernel::Time;
-use store::journal::{Action, Batch, DirRef};
+use store::journal::{Action, Batch, DirRef, Verb};
 
 use crate::guest::Guest;
 
@@ -17,12 +17,20 @@ const BATCH_DIRS: u64 = 8192;
 /// Bytes of directories' paths in a batch, at most, apart from those of one action.
 const BATCH_PATHS: usize = 16 << 20;
 
+/// The same of one action, at most: it stands in the journal as a whole.
+pub(crate) const MAX_PATHS: usize = BATCH_PATHS;
+
+/// Bytes of private copies in a batch, at most, apart from those of one action: what they are copies of goes when all are
+/// durable.
+const BATCH_COPIES: u64 = 1 << 30;
+
 /// Collects actions into a batch.
 pub(crate) struct Builder {
     pub(crate) batch: Batch,
     dirs: HashMap<(u32, u32), u32>,
     names: usize,
     paths: usize,
+    copies: u64,
     max_names: usize,
     max_dirs: usize,
 }
@@ -36,6 +44,7 @@ impl Builder {
             dirs: HashMap::new(),
             names: 0,
             paths: 0,
+            copies: 0,
             // A private copy takes two: its own, and the lease on the object.
             max_names: BATCH_NAMES.min(files / 4) as usize,
             max_dirs: BATCH_DIRS.min(files / 8) as usize,
@@ -48,11 +57,15 @@ impl Builder {
         self.names == 0
             || (self.names + names <= self.max_names
                 && self.dirs.len() + names <= self.max_dirs
-                && self.paths <= BATCH_PATHS)
+                && self.paths <= BATCH_PATHS
+                && self.copies <= BATCH_COPIES)
     }
 
     pub(crate) fn push(&mut self, action: Action) {
         self.names += action.names.len();
+        if action.verb == Verb::Detach {
+            self.copies += action.size;
+        }
         self.batch.actions.push(action);
     }
 

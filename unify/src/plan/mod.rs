@@ -21,7 +21,7 @@ use store::journal::{Action, Batch, NameRef, Verb};
 
 use crate::guest::Guest;
 use assign::{Assigned, Move};
-pub(crate) use builder::Builder;
+pub(crate) use builder::{Builder, MAX_PATHS};
 pub(crate) use group::{Planner, is_intact};
 use items::Items;
 

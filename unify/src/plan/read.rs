@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use store::census::{Census, FileRow};
 
 use super::Planner;
+use super::builder::MAX_PATHS;
 use super::items::{Inode, Items, Known};
 use crate::hash::{Proof, prove};
 use crate::notes::Skip;
@@ -25,9 +26,6 @@ const OPENED_FOR: usize = 8;
 
 /// Directories that a thread holds open to read, at most; fewer where few files may be open.
 const STREET_DIRS: usize = 128;
-
-/// Bytes of directories' paths of one inode's names, at most: they stand in the journal together.
-const MAX_PATHS: usize = 16 << 20;
 
 impl Planner<'_> {
     /// Reads inodes in parallel; what could not be read is left out. Directories that have the same path in their guests are read

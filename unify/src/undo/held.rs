@@ -35,6 +35,10 @@ impl Place {
     pub(super) fn path(&self) -> Vec<u8> {
         self.trail.path()
     }
+
+    pub(super) fn path_bytes(&self) -> usize {
+        self.trail.length()
+    }
 }
 
 /// One name of an object.

@@ -1,7 +1,8 @@
 //! Making shared files private again: another plan for the same executor.
 //!
-//! Names of an object become names of a private copy. Where one guest alone still uses the object, its
-//! inode simply stops being one: nothing is copied.
+//! Names of an object become names of a private copy, and an object that no guest uses any more goes. It never
+//! becomes a guest's own inode, though that would save a copy: processes of other guests may have it mapped, or a
+//! handle by which they open it again.
 
 mod held;
 mod shared;
@@ -10,18 +11,17 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use kernel::{Dir, Errno, Seal};
-use store::index::Index;
 use store::journal::{Action, Batch, Journal, NameRef, RunEnd, RunId, RunKind, Verb};
 use store::{ObjectName, Store};
 
 use crate::guest::Guest;
 use crate::notes::Skip;
-use crate::plan::{Builder, Size};
+use crate::plan::{Builder, MAX_PATHS, Size};
 use crate::session::{Report, Run, Session};
 use crate::walk::{join, to_path};
 use crate::{Error, Result};
 use held::Held;
-use shared::Shared;
+use shared::{Mention, Shared};
 
 /// What is to be made private. Everything that is given narrows it down.
 #[derive(Clone, Debug, Default)]
@@ -39,10 +39,8 @@ struct Object {
     size: u64,
 }
 
-/// What one guest has of an object, and what becomes of it.
+/// What one guest has of an object, which becomes a copy: see [`Held::names`].
 struct Move {
-    verb: Verb,
-    /// Its names: see [`Held::names`].
     first: u32,
     count: u32,
 }
@@ -96,9 +94,6 @@ impl Session<'_> {
     pub fn undo(self, store: &Store, journal: &mut Journal, scope: &Scope, command: &str) -> Result<Report> {
         let planned = self.plan_undo(store, Some(journal), scope)?;
         let mut report = Report { end: Some(RunEnd::Complete), planned: planned.size(), ..Report::default() };
-        if !planned.parts.is_empty() {
-            self.forget(store);
-        }
         let parts = planned.parts.len();
         for (at, (seal, moves)) in planned.parts.iter().enumerate() {
             if report.end == Some(RunEnd::Interrupted) {
@@ -117,17 +112,6 @@ impl Session<'_> {
         }
         report.fill_skipped(self.notes);
         Ok(report)
-    }
-
-    /// An inode that stops being an object leaves no trace in its directory: what the index knows of these
-    /// guests no longer holds.
-    fn forget(&self, store: &Store) {
-        if let Ok(mut index) = Index::open(store) {
-            let guests: Vec<_> = self.guests.iter().map(|guest| (guest.key.clone(), None)).collect();
-            if index.store(&guests, None).is_err() {
-                store::index::discard(store).ok();
-            }
-        }
     }
 
     fn plan_undo(&self, store: &Store, journal: Option<&Journal>, scope: &Scope) -> Result<Planned> {
@@ -150,23 +134,28 @@ impl Session<'_> {
             return Err(Error::Interrupted);
         }
         let relaxed = store.format().identity == store::IdentityPolicy::WithoutMtime;
+        let mut all_gone = true;
+        let gone = |name: Mention<'_>| {
+            let is_in_scope = self.is_in_scope(scope, name.guest, || name.dir.to_vec(), name.name);
+            all_gone &= is_in_scope & self.note_gone(name, &objects);
+        };
         let shared = match (scope.run, journal) {
-            (Some(run), Some(journal)) => self.shared_by_run(journal, run, &held)?,
+            (Some(run), Some(journal)) => self.shared_by_run(journal, run, &held, gone)?,
             (None, Some(journal)) if relaxed => self.times_taken(journal, &held)?,
             _ => Shared::default(),
         };
-        let none_is_missed = self.note_gone(&shared, &objects);
         let is_in_scope = |row: &u32| {
             let (place, _) = held.place(*row);
-            self.is_in_scope(scope, place.guest, &place.path(), held.name(*row))
+            self.is_in_scope(scope, place.guest, || place.path(), held.name(*row))
         };
         let whole = shared.whole
-            && none_is_missed
-            && (0..held.len() as u32).filter(|row| shared.has(*row)).all(|row| is_in_scope(&row))
-            && shared.gone.iter().all(|(guest, dir, name)| self.is_in_scope(scope, *guest, dir, name));
+            && all_gone
+            && (0..held.len() as u32).filter(|row| shared.has(*row)).all(|row| is_in_scope(&row));
         // All names of an inode or none: a guest's own hard links stay what they are.
-        let is_wanted = |names: &[u32]| names.iter().any(|row| shared.has(*row) && is_in_scope(row));
-        let mut parts = moves(store, &mut objects, &held, &shared, is_wanted)?;
+        let is_wanted = |names: &[u32]| {
+            names.iter().any(|row| shared.has(*row) && is_in_scope(row)) && self.is_within_reach(&held, names)
+        };
+        let mut parts = moves(store, &mut objects, &held, is_wanted)?;
         if parts.is_empty() && whole && scope.run.is_some() {
             // The guests have replaced all that the run had shared: that it is undone is all there is to do.
             parts.push((Seal::None, Vec::new()));
@@ -174,32 +163,42 @@ impl Session<'_> {
         Ok(Planned { objects, held, shared, parts, whole })
     }
 
-    fn is_in_scope(&self, scope: &Scope, guest: u32, dir: &[u8], name: &[u8]) -> bool {
-        let is_named = || {
-            let path = self.guests[guest as usize].path.join(to_path(&join(dir, name)));
-            scope.paths.iter().any(|wanted| path.starts_with(wanted))
-        };
-        (scope.paths.is_empty() || is_named()) && self.judges[guest as usize].selects(dir, name)
+    fn is_in_scope(&self, scope: &Scope, guest: u32, dir: impl FnOnce() -> Vec<u8>, name: &[u8]) -> bool {
+        let (guest, judge) = (&self.guests[guest as usize], &self.judges[guest as usize]);
+        if scope.paths.is_empty() && !judge.is_restricted() {
+            return true;
+        }
+        let dir = dir();
+        let path = guest.path.join(to_path(&join(&dir, name)));
+        let is_named = scope.paths.is_empty() || scope.paths.iter().any(|wanted| path.starts_with(wanted));
+        is_named && judge.selects(&dir, name)
     }
 
-    /// Notes the names that a run has shared and that no longer are objects'. Returns `false` if one of them may be one
-    /// all the same, which the walk has missed.
-    fn note_gone(&self, shared: &Shared, objects: &HashMap<u64, Object>) -> bool {
-        let mut all = true;
-        for (guest, dir, name) in &shared.gone {
-            let guest = &self.guests[*guest as usize];
-            let found = guest.root.open_dir(dir).and_then(|dir| dir.stat(name));
-            all &= match &found {
-                Ok(stat) => !objects.contains_key(&stat.ino),
-                Err(errno) => matches!(*errno, Errno::NOENT | Errno::NOTDIR | Errno::LOOP),
-            };
-            let why = match found {
-                Ok(_) => Skip::NotOurs,
-                Err(errno) => Skip::from_errno(errno),
-            };
-            self.notes.skip(&guest.key, to_path(&join(dir, name)), why);
+    /// Notes a name that a run has shared and that no longer is an object's. Returns `false` if it may be one all the
+    /// same, which the walk has missed.
+    fn note_gone(&self, name: Mention<'_>, objects: &HashMap<u64, Object>) -> bool {
+        let guest = &self.guests[name.guest as usize];
+        let found = guest.root.open_dir(name.dir).and_then(|dir| dir.stat(name.name));
+        let (is_gone, why) = match found {
+            Ok(stat) => (!objects.contains_key(&stat.ino), Skip::NotOurs),
+            Err(errno) => {
+                (matches!(errno, Errno::NOENT | Errno::NOTDIR | Errno::LOOP), Skip::from_errno(errno))
+            }
+        };
+        self.notes.skip(&guest.key, to_path(&join(name.dir, name.name)), why);
+        is_gone
+    }
+
+    /// Whether the paths of an inode's names fit into the journal; noted if not.
+    fn is_within_reach(&self, held: &Held, names: &[u32]) -> bool {
+        let places = names.chunk_by(|a, b| held.place(*a).1 == held.place(*b).1);
+        let bytes: usize = places.map(|names| held.place(names[0]).0.path_bytes()).sum();
+        if bytes > MAX_PATHS {
+            let (place, _) = held.place(names[0]);
+            let path = join(&place.path(), held.name(names[0]));
+            self.notes.skip(&self.guests[place.guest as usize].key, to_path(&path), Skip::OutOfReach);
         }
-        all
+        bytes <= MAX_PATHS
     }
 }
 
@@ -207,13 +206,9 @@ impl Planned {
     fn size(&self) -> Size {
         let mut size = Size::default();
         for step in self.parts.iter().flat_map(|(_, moves)| moves) {
+            size.links += 1;
             size.names += u64::from(step.count);
-            if step.verb == Verb::Detach {
-                size.links += 1;
-                size.bytes += self.object(step).1.size;
-            } else {
-                size.admits += 1;
-            }
+            size.bytes += self.object(step).1.size;
         }
         size
     }
@@ -224,14 +219,12 @@ impl Planned {
         (ino, &self.objects[&ino])
     }
 
-    /// The moves in batches: verbs are not mixed, for what is copied must be through before what is left stops being
-    /// an object.
     fn batches<'p>(&'p self, guests: &'p [Guest], moves: &'p [Move]) -> impl Iterator<Item = Batch> + 'p {
         let mut rest = moves.iter().peekable();
         std::iter::from_fn(move || {
-            let verb = rest.peek()?.verb;
+            rest.peek()?;
             let mut batch = Builder::new(guests);
-            while let Some(step) = rest.next_if(|step| step.verb == verb && batch.takes(step.count)) {
+            while let Some(step) = rest.next_if(|step| batch.takes(step.count)) {
                 self.add(&mut batch, step);
             }
             Some(batch.batch)
@@ -248,39 +241,31 @@ impl Planned {
         let names = rows.iter().map(name).collect();
         let (ino, &Object { name: object, size }) = self.object(step);
         let mtime = rows.iter().find_map(|row| self.shared.time(*row));
-        batch.push(Action { verb: step.verb, object, ino, ctime: 0, size, mtime, names });
+        batch.push(Action { verb: Verb::Detach, object, ino, ctime: 0, size, mtime, names });
     }
 }
 
-/// What becomes of each inode: the last guest that uses an object keeps it, all others get copies. Copies come first;
-/// what is in one directory stands side by side, as its time is restored once for all.
+/// What is to be copied, by the seal that is off meanwhile. What is in one directory stands side by side, as its time
+/// is restored once for all.
 fn moves(
     store: &Store,
     objects: &mut HashMap<u64, Object>,
     held: &Held,
-    shared: &Shared,
     is_wanted: impl Fn(&[u32]) -> bool,
 ) -> Result<Vec<(Seal, Vec<Move>)>> {
     let (mut free, mut locked) = (Vec::new(), Vec::new());
     for (ino, mut guests) in held.inodes() {
         guests.retain(|&(first, count)| is_wanted(held.names(first, count)));
-        let (Some(&last), Some(object)) = (guests.last(), objects.get_mut(&ino)) else { continue };
+        let Some(object) = objects.get_mut(&ino).filter(|_| !guests.is_empty()) else { continue };
         let Some(stat) = store.stat_object(object.name)? else { continue };
         object.size = stat.size;
-        let own_time = held.names(last.0, last.1).iter().find_map(|row| shared.time(*row));
-        let own_time = own_time.is_none_or(|time| time == stat.mtime);
-        let names: u32 = guests.iter().map(|(_, count)| count).sum();
-        let retire = names + 1 == stat.nlink && own_time && !stat.verity;
         let moves = if stat.immutable && is_locked(store, object.name)? { &mut locked } else { &mut free };
-        moves.extend(guests.iter().map(|&(first, count)| {
-            let verb = if retire && first == last.0 { Verb::Retire } else { Verb::Detach };
-            Move { verb, first, count }
-        }));
+        moves.extend(guests.into_iter().map(|(first, count)| Move { first, count }));
     }
     let mut parts = vec![(Seal::None, free), (Seal::Immutable, locked)];
     parts.retain(|(_, moves)| !moves.is_empty());
     for (_, moves) in &mut parts {
-        moves.sort_unstable_by_key(|step| (step.verb == Verb::Retire, held.names(step.first, 1)[0]));
+        moves.sort_unstable_by_key(|step| held.names(step.first, 1)[0]);
     }
     Ok(parts)
 }

@@ -1,6 +1,6 @@
 //! What runs have shared, as the journal has it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::Path;
 
 use kernel::Time;
@@ -17,25 +17,16 @@ pub(super) struct Shared {
     rows: Option<Vec<bool>>,
     /// The times that identity left out.
     times: HashMap<u32, Time>,
-    /// Names of the run that no longer are objects': guest, directory, name.
-    pub(super) gone: HashSet<(u32, Vec<u8>, Vec<u8>)>,
     /// All guests of the run are at hand.
     pub(super) whole: bool,
 }
 
 /// A name that the journal mentions.
-struct Mention<'b> {
-    guest: u32,
-    dir: &'b [u8],
-    name: &'b [u8],
-    /// Where a guest still has it.
-    row: Option<u32>,
-}
-
-impl Mention<'_> {
-    fn key(&self) -> (u32, Vec<u8>, Vec<u8>) {
-        (self.guest, self.dir.to_vec(), self.name.to_vec())
-    }
+#[derive(Clone, Copy)]
+pub(super) struct Mention<'b> {
+    pub(super) guest: u32,
+    pub(super) dir: &'b [u8],
+    pub(super) name: &'b [u8],
 }
 
 impl Shared {
@@ -72,18 +63,25 @@ pub(super) fn check(journal: &Journal, run: RunId) -> Result<()> {
 }
 
 impl Session<'_> {
-    /// What a run has shared, apart from what later runs have shared again after a guest had replaced it.
-    pub(super) fn shared_by_run(&self, journal: &Journal, run: RunId, held: &Held) -> Result<Shared> {
+    /// What a run has shared, apart from what later runs have shared again after a guest had replaced it. Names that no
+    /// longer are objects' go to `gone`.
+    pub(super) fn shared_by_run(
+        &self,
+        journal: &Journal,
+        run: RunId,
+        held: &Held,
+        mut gone: impl FnMut(Mention<'_>),
+    ) -> Result<Shared> {
         let mut shared = Shared { rows: Some(vec![false; held.len()]), ..Shared::default() };
-        shared.whole = self.for_each_shared(journal, run, held, |mention, time| match mention.row {
+        shared.whole = self.for_each_shared(journal, run, held, |mention, row, time| match row {
             Some(row) => shared.note(row, time, true),
-            None => drop(shared.gone.insert(mention.key())),
+            None => gone(mention),
         })?;
         for later in journal.runs()?.iter().filter(|later| later.id > run && later.kind == RunKind::Unify) {
-            self.for_each_shared(journal, later.id, held, |mention, _| match mention.row {
-                Some(row) => shared.note(row, None, false),
-                None if shared.gone.is_empty() => {}
-                None => drop(shared.gone.remove(&mention.key())),
+            self.for_each_shared(journal, later.id, held, |_, row, _| {
+                if let Some(row) = row {
+                    shared.note(row, None, false);
+                }
             })?;
         }
         Ok(shared)
@@ -93,8 +91,8 @@ impl Session<'_> {
     pub(super) fn times_taken(&self, journal: &Journal, held: &Held) -> Result<Shared> {
         let mut shared = Shared::default();
         for run in journal.runs()?.iter().filter(|run| run.kind == RunKind::Unify) {
-            self.for_each_shared(journal, run.id, held, |mention, time| {
-                if let Some(row) = mention.row {
+            self.for_each_shared(journal, run.id, held, |_, row, time| {
+                if let Some(row) = row {
                     shared.note(row, time, true);
                 }
             })?;
@@ -102,13 +100,14 @@ impl Session<'_> {
         Ok(shared)
     }
 
-    /// Calls `each` for every name that a run has shared; returns whether all its guests are at hand.
+    /// Calls `each` for every name that a run has shared, with its row where a guest still has it and the time it had;
+    /// returns whether all its guests are at hand.
     fn for_each_shared(
         &self,
         journal: &Journal,
         run: RunId,
         held: &Held,
-        mut each: impl FnMut(Mention<'_>, Option<Time>),
+        mut each: impl FnMut(Mention<'_>, Option<u32>, Option<Time>),
     ) -> Result<bool> {
         let guests: HashMap<&Path, u32> =
             self.guests.iter().zip(0..).map(|(guest, number)| (&*guest.key, number)).collect();
@@ -131,7 +130,7 @@ impl Session<'_> {
                     };
                     let row = place.and_then(|place| held.find(place, &name.name));
                     let dir = &batch.dirs[name.dir as usize].path;
-                    each(Mention { guest, dir, name: &name.name, row }, time);
+                    each(Mention { guest, dir, name: &name.name }, row, time);
                 }
             }
             seq += 1;

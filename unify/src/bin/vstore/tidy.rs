@@ -7,7 +7,7 @@ use cli::{Count, DryRun, Exit, HumanBytes, Many, Problem};
 use kernel::{Fs, Real};
 use serde_json::json;
 use store::Store;
-use unify::maintain::{Emptied, empty, put_back};
+use unify::maintain::{Emptied, empty};
 use unify::{Error, Recovered};
 
 use super::show::KeptShown;
@@ -37,7 +37,6 @@ pub(crate) fn gc(setting: &Setting<'_>, args: &GcArgs) -> Result<Exit, Problem> 
     } else {
         let (_, settled) = setting.recovered(&store)?;
         show_recovered(setting, &settled);
-        put_back(&Real, &store)?;
         let outcome = store::gc::collect(&Real, &store).map_err(Error::from)?;
         (outcome.objects, outcome.removed, outcome.freed)
     };

@@ -36,7 +36,6 @@ impl Setting<'_> {
             Verb::Admit => "keep and share",
             Verb::Link => "replace by the shared file",
             Verb::Detach => "replace by a private copy",
-            Verb::Retire => "make private where it is",
             Verb::Repair => "replace by a good object",
         };
         self.out.event("action", &shown, || {
@@ -198,7 +197,7 @@ struct Summary<'a> {
     admitted: u64,
     linked: u64,
     detached: u64,
-    retired: u64,
+    removed: u64,
     not_done: u64,
     bytes_freed: u64,
     bytes_taken: u64,
@@ -233,7 +232,7 @@ impl<'a> Summary<'a> {
             admitted: report.done.admitted,
             linked: report.done.linked,
             detached: report.done.detached,
-            retired: report.done.retired,
+            removed: report.done.removed,
             not_done: report.done.not_done,
             bytes_freed: report.done.freed,
             bytes_taken: report.done.taken,
@@ -262,18 +261,17 @@ impl<'a> Summary<'a> {
         if args.undo {
             lines.push(if args.dry.dry_run {
                 format!(
-                    "would make {} private: {} by copying {}",
-                    files(planned.links + planned.admits),
-                    Count(planned.links),
+                    "would make {} private by copying {}",
+                    files(planned.links),
                     HumanBytes(planned.bytes)
                 )
             } else {
                 format!(
-                    "made {} private: {} by copying {}, {} where they were",
-                    files(done.detached + done.retired),
-                    Count(done.detached),
+                    "made {} private by copying {}, and removed {} that no guest uses any more, {}",
+                    files(done.detached),
                     HumanBytes(done.taken),
-                    Count(done.retired)
+                    Many(done.removed, "shared file", "shared files"),
+                    HumanBytes(done.freed)
                 )
             });
         } else {
@@ -316,8 +314,7 @@ impl<'a> Summary<'a> {
             lines.push(format!("left alone: {}{hint}", kinds.join(", ")));
         }
         if report.end == Some(RunEnd::Interrupted) {
-            let left =
-                planned.admits + planned.links - (done.admitted + done.linked + done.detached + done.retired);
+            let left = planned.admits + planned.links - (done.admitted + done.linked + done.detached);
             lines.push(format!(
                 "interrupted: {} left; the same command goes on there",
                 Many(left, "file is", "files are")
