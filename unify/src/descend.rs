@@ -17,7 +17,7 @@ const MAX_PATH: usize = 64 * 1024;
 const MAX_DEPTH: usize = 512;
 
 /// Bytes of names in one directory, at most: some ten million names.
-pub(crate) const MAX_NAMES: usize = 1 << 30;
+pub(crate) const MAX_DIR_NAMES: usize = 1 << 30;
 
 /// Subdirectories that are one piece of work: to note each by itself would take more memory than its name.
 pub(crate) const STRETCH: usize = 32;
@@ -136,7 +136,7 @@ pub(crate) struct Below {
 impl Below {
     /// `EOVERFLOW`: there are too many.
     pub(crate) fn add(&mut self, name: &[u8]) -> kernel::Result<()> {
-        if self.names.len() > MAX_NAMES {
+        if self.names.len() > MAX_DIR_NAMES {
             return Err(Errno::OVERFLOW);
         }
         self.starts.push(census::add_name(&mut self.names, name));

@@ -13,7 +13,7 @@ use store::IdentityPolicy;
 use store::census::{self, Census, DirRow, FileRow, NONE};
 use store::identity::class;
 
-use crate::descend::{self, STRETCH, Trail};
+use crate::descend::{MAX_DIR_NAMES, STRETCH, Trail};
 use crate::guest::Guest;
 use crate::judge::{DirJudge, Judge, Verdict};
 use crate::notes::{Notes, Skip, Surroundings};
@@ -37,7 +37,7 @@ pub(crate) fn is_over(stamp: i64, now: Time) -> bool {
 
 /// Bytes of names of one guest, at most. A guest with a hundred million files has less; hard links can make
 /// more of nothing.
-const MAX_NAMES: usize = 2 << 30;
+const MAX_GUEST_NAMES: usize = 2 << 30;
 
 /// What a walk needs to know.
 pub(crate) struct Walk<'a> {
@@ -217,7 +217,7 @@ impl<'a> Walk<'a> {
         BUFFER
             .with_borrow_mut(|buffer| {
                 dir.for_each(buffer, |entry| -> Result<(), Errno> {
-                    if found.names.len() > descend::MAX_NAMES {
+                    if found.names.len() > MAX_DIR_NAMES {
                         return Err(Errno::OVERFLOW);
                     }
                     match entry.kind {
@@ -289,7 +289,7 @@ impl<'a> Walk<'a> {
 /// Adds what was found to the census; returns the row of the first subdirectory. `None`: a census has no
 /// room for so many names.
 fn add(census: &mut Census, row: u32, found: &Found) -> Option<u32> {
-    if census.names.len() + found.names.len() > MAX_NAMES {
+    if census.names.len() + found.names.len() > MAX_GUEST_NAMES {
         return None;
     }
     let names = census.names.len() as u32;

@@ -451,7 +451,8 @@ fn a_private_copy_that_its_guest_writes_is_not_taken_back() {
                 _ => {}
             };
             let script = Script::new().every_of(Op::Exchange, Fault::Hook(When::After, Box::new(hook)));
-            world.undo(&Faulty::new(&REAL, script), &Scope::default()).unwrap();
+            let scope = Scope { run: None, paths: vec![copied.clone()] };
+            world.undo(&Faulty::new(&REAL, script), &scope).unwrap();
         });
         assert_eq!(exchanges.into_inner(), if late { 3 } else { 1 });
         assert_eq!([text(&copied), text(&other)], ["AS delivered", "as delivered"]);

@@ -81,10 +81,10 @@ pub(crate) fn attempt(
     let net = Net::make().map_err(fault)?;
     let laws: Vec<&Law> = GROUPS.iter().copied().flatten().filter(|law| wanted(law.name)).collect();
     let unproven = if prove && who != Who::Nobody { controls(&net, &laws) } else { Vec::new() };
-    let place = tempfile::tempdir().map_err(fault)?;
-    let host = Host { bpffs: place.path().into(), ..Host::default() };
+    let place = OwnBpf(tempfile::tempdir().map_err(fault)?);
+    let host = Host { bpffs: place.0.path().into(), ..Host::default() };
     if who == Who::Bpf {
-        raw::mount_bpf(place.path()).map_err(fault)?;
+        raw::mount_bpf(place.0.path()).map_err(fault)?;
         load(&host)?;
     }
     let case = Case { net: &net, who };
@@ -99,6 +99,15 @@ pub(crate) fn attempt(
         life::STAGES.iter().filter(|(name, _)| wanted(name)).for_each(|(name, _)| tell(name, moot()));
     }
     Ok(())
+}
+
+/// Where a bpf file system is mounted, if it is: with it on, the directory could not be taken away.
+struct OwnBpf(tempfile::TempDir);
+
+impl Drop for OwnBpf {
+    fn drop(&mut self) {
+        raw::unmount(self.0.path());
+    }
 }
 
 fn load(host: &Host) -> Result<(), Trouble> {

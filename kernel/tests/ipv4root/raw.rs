@@ -34,6 +34,14 @@ pub(crate) fn mount_bpf(at: &std::path::Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Takes away what is mounted at a place, if anything is.
+pub(crate) fn unmount(at: &std::path::Path) {
+    if let Ok(at) = std::ffi::CString::new(at.as_os_str().as_encoded_bytes()) {
+        // SAFETY: the pointer is to a string that ends in NUL.
+        unsafe { libc::umount2(at.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
 pub(crate) fn become_nobody() -> io::Result<()> {
     // SAFETY: takes numbers, and this process has one thread.
     check(unsafe { libc::setgid(65534) | libc::setuid(65534) }).map(drop)

@@ -8,7 +8,7 @@ use kernel::{EntryBuffer, Errno, Kind};
 use store::census;
 
 use super::Object;
-use crate::descend::{Below, Here, MAX_NAMES, Search, Trail, descend};
+use crate::descend::{Below, Here, MAX_DIR_NAMES, Search, Trail, descend};
 use crate::notes::Skip;
 use crate::session::Session;
 use crate::walk::to_path;
@@ -166,7 +166,7 @@ impl Search for HeldSearch<'_, '_> {
             if entry.kind == Kind::Directory {
                 below.add(entry.name)?;
             } else if self.objects.contains_key(&entry.ino) {
-                if names.len() > MAX_NAMES {
+                if names.len() > MAX_DIR_NAMES {
                     return Err(Errno::OVERFLOW);
                 }
                 inodes.push((entry.ino, census::add_name(&mut names, entry.name)));
