@@ -46,7 +46,7 @@ pub fn collect(fs: &dyn Fs, store: &Store) -> Result<Outcome> {
 /// Takes an object away if no guest links to it; returns the space given back, in allocated bytes.
 ///
 /// Its seal stays on: a guest may have it open or mapped. One that links it in this very moment, as root may link what it
-/// has open, makes it an object again.
+/// has open, makes it an object again. One that nobody may open, for a guest's lease, stays for the next time.
 pub fn remove_unused(fs: &dyn Fs, store: &Store, name: ObjectName) -> Result<Option<u64>> {
     let failed = |doing| Error::at(doing, store.object_path(name));
     let path = name.path();
@@ -54,16 +54,23 @@ pub fn remove_unused(fs: &dyn Fs, store: &Store, name: ObjectName) -> Result<Opt
     if store.stat_object(name)?.is_none_or(|stat| stat.nlink != 1) {
         return Ok(None);
     }
-    let file = at.dir.open_file(at.name).map_err(failed("open"))?;
+    let file = match at.dir.open_file(at.name) {
+        Err(Errno::AGAIN) => return Ok(None),
+        opened => opened.map_err(failed("open"))?,
+    };
     let remove = || {
         match fs.unlink(at) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => return Err(errno),
         }
-        let stat = file.stat()?;
-        if stat.nlink > 0 {
-            fs.link_open(&file, at)?;
+        if file.stat()?.nlink > 0 {
+            match fs.link_open(&file, at) {
+                // Or the guest has taken its link away again.
+                Ok(()) | Err(Errno::EXIST | Errno::NOENT) => {}
+                Err(errno) => return Err(errno),
+            }
         }
+        let stat = file.stat()?;
         Ok((stat.nlink == 0).then_some(stat.allocated()))
     };
     change_names(fs, &file, remove).map_err(failed("remove"))

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use kernel::Errno;
 
-/// How many single problems of one kind are kept for the report, and bytes of paths in all; the rest are counted.
+/// How many single problems of one kind are kept for the report, and bytes of their paths; the rest are counted.
 const KEPT: u64 = 1000;
-const KEPT_BYTES: usize = 16 << 20;
+const KEPT_BYTES: usize = 2 << 20;
 
 /// Why a file was left as it was, though policy lets us share it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -131,9 +131,14 @@ pub struct Notes {
 
 #[derive(Debug, Default)]
 struct Noted {
-    counts: BTreeMap<&'static str, u64>,
+    kinds: BTreeMap<&'static str, Kind>,
     first: Vec<Skipped>,
-    /// Of the paths in `first`.
+}
+
+#[derive(Debug, Default)]
+struct Kind {
+    count: u64,
+    /// Of the paths of this kind in [`Noted::first`].
     bytes: usize,
 }
 
@@ -141,10 +146,10 @@ impl Notes {
     /// Notes a file that was left as it was.
     pub fn skip(&self, guest: &Path, path: PathBuf, why: Skip) {
         let mut noted = self.skipped.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let count = noted.counts.entry(why.name()).or_default();
-        *count += 1;
-        if *count <= KEPT && noted.bytes < KEPT_BYTES {
-            noted.bytes += path.as_os_str().len();
+        let kind = noted.kinds.entry(why.name()).or_default();
+        kind.count += 1;
+        if kind.count <= KEPT && kind.bytes < KEPT_BYTES {
+            kind.bytes += path.as_os_str().len();
             noted.first.push(Skipped { guest: guest.to_path_buf(), path, why });
         }
     }
@@ -152,13 +157,13 @@ impl Notes {
     /// How many files were left alone for a reason so far.
     pub fn count(&self, why: Skip) -> u64 {
         let noted = self.skipped.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        noted.counts.get(why.name()).copied().unwrap_or(0)
+        noted.kinds.get(why.name()).map_or(0, |kind| kind.count)
     }
 
     /// Counts by short name, and the first of each kind.
     pub fn into_parts(self) -> (BTreeMap<&'static str, u64>, Vec<Skipped>) {
         let noted = self.skipped.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        (noted.counts, noted.first)
+        (noted.kinds.into_iter().map(|(name, kind)| (name, kind.count)).collect(), noted.first)
     }
 }
 
@@ -207,5 +212,24 @@ impl Count {
 
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_problems_of_one_kind_hide_no_other() {
+        let notes = Notes::default();
+        let long = PathBuf::from("d/".repeat(40_000));
+        for _ in 0..2 * KEPT {
+            notes.skip(Path::new("loud"), long.clone(), Skip::OutOfReach);
+        }
+        notes.skip(Path::new("quiet"), "etc/file".into(), Skip::Failed(Errno::IO));
+        let (counts, listed) = notes.into_parts();
+        assert_eq!((counts["out-of-reach"], counts["failed"]), (2 * KEPT, 1));
+        let (loud, quiet): (Vec<_>, Vec<_>) = listed.iter().partition(|one| one.why == Skip::OutOfReach);
+        assert_eq!((loud.len(), quiet.len()), (KEPT_BYTES.div_ceil(80_000), 1));
     }
 }

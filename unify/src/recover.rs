@@ -25,6 +25,8 @@ pub struct Outcome {
     pub completed: u64,
     /// Actions that were taken back, or had not been begun.
     pub taken_back: u64,
+    /// Objects that no guest uses any more, and that were removed.
+    pub removed: u64,
     /// Files of unclear origin that were put into `quarantine/` instead of being removed.
     pub kept: Vec<PathBuf>,
 }
@@ -152,8 +154,9 @@ impl Recovery<'_> {
                 let settled = self.settle_batch(run.id, seq, &batch)?;
                 self.sync()?;
                 journal.settle(run.id, seq, &settled)?;
-                collect(self.around.fs, self.store, &batch.actions, settled.into_iter())?;
             }
+            // Nor does anything wait for the removal of objects to be durable.
+            self.outcome.removed += collect(self.around.fs, self.store, &batch.actions)?.0;
             seq += 1;
         }
         Ok(())
@@ -264,18 +267,20 @@ impl Recovery<'_> {
             }
             return Ok(true);
         }
-        let file = self.store.objects().open_file(path.as_bytes()).map_err(failed("open"))?;
-        let stat = file.stat().map_err(failed("stat"))?;
+        let stat = self.store.objects().stat(path.as_bytes()).map_err(failed("stat"))?;
         if stat.nlink as usize > action.names.len() + 1 {
             // Others have it already: it is an object, sealed or not; scrubbing looks after it.
             return Ok(true);
         }
-        lift_seals(self.around.fs, &file).map_err(failed("unseal"))?;
+        // A guest that keeps us out by a lease keeps the seal.
+        let opened = reached(self.store.objects().open_file(path.as_bytes()), path.as_bytes())?;
+        opened.map_or(Ok(()), |file| lift_seals(self.around.fs, &file)).map_err(failed("unseal"))?;
         self.around.fs.unlink(At::new(self.store.objects(), path.as_bytes())).map_err(failed("remove"))?;
         Ok(false)
     }
 
-    /// The object's name went before its seal did: nothing may stay sealed that is no object.
+    /// An admission's object lost its name before its seal, or never had one: nothing of a guest's may stay sealed
+    /// that never was shared.
     fn lift_at(&self, action: &Action, places: &[Place<'_>]) -> Result<()> {
         for place in places {
             let Some(dir) = place.dir else { continue };

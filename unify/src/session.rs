@@ -371,7 +371,10 @@ impl Run<'_, '_> {
 fn reseal(around: &Surroundings<'_>, store: &Store, name: ObjectName, seal: Option<Seal>) -> Result<()> {
     let Some(seal) = seal.filter(|seal| *seal != Seal::None) else { return Ok(()) };
     let failed = |doing| store::Error::at(doing, store.object_path(name));
-    let file = store.objects().open_file(name.path().as_bytes()).map_err(failed("open"))?;
+    let file = match store.objects().open_file(name.path().as_bytes()) {
+        Err(Errno::AGAIN) => return Ok(()),
+        opened => opened.map_err(failed("open"))?,
+    };
     let Ok(leased) = Leased::take(file) else { return Ok(()) };
     let stat = leased.file().stat().map_err(failed("stat"))?;
     if identify(around, leased.file(), &stat, store.format().identity) == Ok(name.id) && leased.held() {

@@ -722,3 +722,38 @@ fn an_object_that_is_linked_while_it_is_removed_stays_one() {
     world.undo(&REAL, &Scope::default()).unwrap();
     assert_eq!(objects(&world), 0);
 }
+
+#[test]
+fn an_object_that_loses_that_link_again_is_removed() {
+    let (_place, world) = twins("f usr/a *5000:1\n");
+    world.unify(&REAL).unwrap();
+    let usr = Dir::open_host(&world.guests[0].join("usr")).unwrap();
+    let open = usr.open_file(b"a").unwrap();
+    let kept = At::new(&usr, b"kept");
+    let link = |_, call: &Call| {
+        if call.names[0].len() > 64 {
+            REAL.link_open(&open, kept).unwrap();
+        }
+    };
+    let unlink = |_, _: &Call| REAL.unlink(kept).unwrap();
+    let script = Script::new()
+        .every_of(Op::Unlink, Fault::Hook(When::Before, Box::new(link)))
+        .every_of(Op::LinkOpen, Fault::Hook(When::Before, Box::new(unlink)));
+    let report = world.undo(&Faulty::new(&REAL, script), &Scope::default()).unwrap();
+    assert_eq!((report.done.detached, report.done.removed, objects(&world)), (2, 1, 0), "{report:?}");
+    assert_eq!(open.stat().unwrap().nlink, 0);
+}
+
+#[test]
+fn an_object_that_loses_its_names_by_itself_meanwhile_is_removed() {
+    let (_place, world) = twins("f usr/a *5000:1\n");
+    world.unify(&REAL).unwrap();
+    let remove = |_, _: &Call| {
+        for guest in &world.guests {
+            std::fs::remove_file(guest.join("usr/a")).unwrap();
+        }
+    };
+    let script = Script::new().nth_of(Op::Sync, 1, Fault::Hook(When::Before, Box::new(remove)));
+    let report = world.undo(&Faulty::new(&REAL, script), &Scope::default()).unwrap();
+    assert_eq!((report.done.detached, report.done.removed, objects(&world)), (0, 1, 0), "{report:?}");
+}

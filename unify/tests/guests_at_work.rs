@@ -13,7 +13,9 @@ use std::time::{Duration, UNIX_EPOCH};
 use common::{REAL, World, alone};
 use fixtures::faulty::{Call, Fault, Faulty, Op, Script, When};
 use fixtures::{LoopFs, Manifest, need, require_command};
+use kernel::{Errno, Seal};
 use store::journal::RunEnd;
+use unify::Scope;
 
 const GUEST: &str = "\
 d usr/bin 755 @1000000000\nd usr/lib 755 @1000000000\n\
@@ -34,6 +36,27 @@ print("held", flush=True)
 sys.stdin.read()
 "#;
 
+const FILES: [&str; 2] = ["usr/bin/tool", "usr/lib/file"];
+
+/// Has a guest lease its files for as long as `act` takes. Who waited would have them when the kernel takes the leases
+/// away, after 45 seconds.
+fn while_leased<T>(guest: &Path, act: impl FnOnce() -> T) -> T {
+    let mut holder = Command::new("python3")
+        .args(["-c", LEASES])
+        .args(FILES.map(|name| guest.join(name)))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    BufReader::new(holder.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    assert_eq!(said, "held\n");
+    let done = act();
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+    done
+}
+
 #[test]
 fn write_leases_make_files_busy_and_nobody_waits() {
     const NAME: &str = "write_leases_make_files_busy_and_nobody_waits";
@@ -41,21 +64,63 @@ fn write_leases_make_files_busy_and_nobody_waits() {
     need!(NAME, require_command("python3"));
     let place = tempfile::tempdir().unwrap();
     let world = world(place.path(), 2);
-    let mut guest = Command::new("python3")
-        .args(["-c", LEASES])
-        .args(["usr/bin/tool", "usr/lib/file"].map(|name| world.guests[0].join(name)))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = String::new();
-    BufReader::new(guest.stdout.take().unwrap()).read_line(&mut said).unwrap();
-    assert_eq!(said, "held\n");
-    // Who waited would have them when the kernel takes the leases away, after 45 seconds.
-    let report = world.unify(&REAL).unwrap();
+    let report = while_leased(&world.guests[0], || world.unify(&REAL)).unwrap();
     assert_eq!((report.skipped.get("busy"), report.end), (Some(&2), Some(RunEnd::Complete)));
-    drop(guest.stdin.take());
-    guest.wait().unwrap();
+    assert_eq!(world.unify(&REAL).unwrap().done.linked, 2);
+}
+
+#[test]
+fn write_leases_on_shared_files_stop_no_undo() {
+    const NAME: &str = "write_leases_on_shared_files_stop_no_undo";
+    let _alone = alone();
+    need!(NAME, require_command("python3"));
+    for seal in [Seal::None, Seal::Immutable] {
+        let disk = need!(NAME, LoopFs::ext4(64 << 20));
+        let mut world = world(disk.path(), 2);
+        world.seal = seal;
+        world.unify(&REAL).unwrap();
+        let report = while_leased(&world.guests[0], || world.undo(&REAL, &Scope::default())).unwrap();
+        assert_eq!((report.skipped.get("busy"), report.done.detached), (Some(&4), 0), "{seal:?}");
+        let report = world.undo(&REAL, &Scope::default()).unwrap();
+        assert_eq!((report.done.detached, report.done.removed), (4, 2), "{report:?}");
+    }
+}
+
+#[test]
+fn write_leases_on_unused_objects_stop_no_collection() {
+    const NAME: &str = "write_leases_on_unused_objects_stop_no_collection";
+    let _alone = alone();
+    need!(NAME, require_command("python3"));
+    let place = tempfile::tempdir().unwrap();
+    let world = world(place.path(), 2);
+    world.unify(&REAL).unwrap();
+    let (store, _) = world.open(&REAL).unwrap();
+    let collect = || store::gc::collect(&REAL, &store).unwrap().removed;
+    let remove = |name| world.guests.iter().for_each(|guest| std::fs::remove_file(guest.join(name)).unwrap());
+    let removed = while_leased(&world.guests[0], || {
+        FILES.iter().for_each(remove);
+        collect()
+    });
+    assert_eq!((removed, collect()), (0, 2));
+}
+
+#[test]
+fn a_write_lease_on_what_was_just_admitted_stops_no_recovery() {
+    const NAME: &str = "a_write_lease_on_what_was_just_admitted_stops_no_recovery";
+    let _alone = alone();
+    need!(NAME, require_command("python3"));
+    let place = tempfile::tempdir().unwrap();
+    let world = world(place.path(), 2);
+    let before = world.snapshots();
+    drop(world.open(&REAL).unwrap());
+    let cut =
+        Script::new().every_of(Op::Link, Fault::Fail(Errno::IO)).nth_of(Op::Sync, 2, Fault::Fail(Errno::IO));
+    world.unify(&Faulty::new(&REAL, cut)).unwrap_err();
+    let links = || FILES.map(|name| world.guests[0].join(name).metadata().unwrap().nlink());
+    assert_eq!(links(), [2, 2]);
+    let outcome = while_leased(&world.guests[0], || world.recover(&REAL)).unwrap();
+    assert_eq!((outcome.completed, outcome.taken_back, links()), (0, 4, [1, 1]), "{outcome:?}");
+    assert_eq!(world.differences(&before), [""; 0]);
     assert_eq!(world.unify(&REAL).unwrap().done.linked, 2);
 }
 

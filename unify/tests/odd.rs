@@ -202,7 +202,7 @@ fn an_object_whose_paths_are_longer_than_a_journal_should_hold_stays_shared_and_
     const DIRS: usize = 350;
     let place = in_memory();
     let world = world_at(place.path(), &["f usr/file *5000:1", "f usr/file *5000:1"]);
-    world.unify(&REAL).unwrap();
+    let unified = world.unify(&REAL).unwrap();
     // 350 times 50 KB are more than 16 MiB.
     let dir = enter_deep(&world.guests[0], 250, 200);
     let usr = Dir::open_host(&world.guests[0].join("usr")).unwrap();
@@ -215,6 +215,14 @@ fn an_object_whose_paths_are_longer_than_a_journal_should_hold_stays_shared_and_
     assert_eq!(done, (1, 0, 1), "{undone:?}");
     assert!(!world.shares("usr/file"));
     assert_eq!(usr.stat(b"file").unwrap().nlink as usize, DIRS + 2);
+    // So the run is not undone, however often one tries.
+    for _ in 0..2 {
+        let undone = world.undo(&REAL, &Scope { run: unified.run, paths: vec![] }).unwrap();
+        assert_eq!(skipped(&undone, "out-of-reach"), 1, "{undone:?}");
+    }
+    let vunify =
+        Command::new(env!("CARGO_BIN_EXE_vunify")).arg("--undo").args(&world.guests).output().unwrap();
+    assert_eq!(vunify.status.code(), Some(3), "{vunify:?}");
 }
 
 #[test]

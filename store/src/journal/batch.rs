@@ -13,6 +13,10 @@ use crate::{ObjectId, ObjectName};
 /// Version of a batch's encoding, its first byte after decompression.
 const VERSION: u8 = 1;
 
+/// A verb of earlier builds: an object became its last guest's own inode again. Read as a `Detach`, of which it was the
+/// case that needed no copy: where it was cut off, its names have what they had before.
+const RETIRE: u8 = 1;
+
 /// Largest batch that is decoded, in bytes; a batch has some thousand actions of about 100 bytes.
 const MAX_BATCH: u64 = 1 << 30;
 
@@ -181,8 +185,10 @@ impl Action {
     }
 
     fn decode(input: &mut Reader<'_>, dirs: usize) -> Option<Self> {
-        let code = input.u8()?;
-        let verb = Verb::ALL.into_iter().find(|verb| *verb as u8 == code)?;
+        let verb = match input.u8()? {
+            RETIRE => Verb::Detach,
+            code => Verb::ALL.into_iter().find(|verb| *verb as u8 == code)?,
+        };
         let id = ObjectId(input.array()?);
         let slot = input.u32()?;
         let object = ObjectName { id, twin: (slot >> 16) as u16, overflow: slot as u16 };

@@ -52,6 +52,16 @@ fn batches_round_trip() {
 }
 
 #[test]
+fn a_verb_of_earlier_builds_is_read_as_what_it_was_a_case_of() {
+    let action = Action { verb: Verb::Detach, ..sample().actions.remove(0) };
+    let batch = Batch { actions: vec![action], ..sample() };
+    let mut bytes = zstd::bulk::decompress(&batch.encode(), 4096).unwrap();
+    let verb = bytes.windows(5).position(|five| five == [3, 7, 7, 7, 7]).unwrap();
+    bytes[verb] = 1;
+    assert_eq!(Batch::decode(&zstd::bulk::compress(&bytes, 1).unwrap()), Some(batch));
+}
+
+#[test]
 fn damaged_batches_are_refused_and_never_panic() {
     let good = zstd::bulk::decompress(&sample().encode(), 4096).unwrap();
     for cut in 0..good.len() {

@@ -171,7 +171,7 @@ impl<'a> Executor<'a> {
             self.durable = true;
         }
         self.journal.intend(self.run, mover.seq, &batch)?;
-        loosen(mover.around.fs, mover.store, &batch.actions, mover.seal)?;
+        let loose = loosen(mover.around.fs, mover.store, &batch.actions, mover.seal)?;
         let copies = mover.copy_all(&stage)?;
         let times = times_of(&stage, stage.spread.iter().copied());
         let mut traces = mover.move_names(&stage, &copies);
@@ -190,8 +190,8 @@ impl<'a> Executor<'a> {
             fasten(mover.around.fs, mover.store, &batch.actions, mover.seal)?;
             mover.sync()?;
         }
-        let settled = traces.iter().map(Traces::settled);
-        let (removed, freed) = collect(mover.around.fs, mover.store, &batch.actions, settled)?;
+        drop(loose);
+        let (removed, freed) = collect(mover.around.fs, mover.store, &batch.actions)?;
         self.done.removed += removed;
         self.done.freed += freed;
         self.count(&batch, &traces);
@@ -393,21 +393,28 @@ fn let_openers_run(moved: Instant) {
     }
 }
 
-/// Where a sealed inode can get no new names, its seal is off for the length of a batch.
-fn loosen(fs: &dyn Fs, store: &Store, actions: &[Action], seal: Seal) -> Result<()> {
-    change_seals(store, actions, seal, |file| fs.unseal(file, seal))
+/// Where a sealed inode can get no new names, its seal is off for the length of a batch. Returns the files, which are
+/// to stay open until [`fasten`] has been there: no guest's lease keeps it out.
+fn loosen(fs: &dyn Fs, store: &Store, actions: &[Action], seal: Seal) -> Result<Vec<File>> {
+    let mut loose = Vec::new();
+    change_seals(store, actions, seal, |file| {
+        fs.unseal(&file, seal)?;
+        loose.push(file);
+        Ok(())
+    })?;
+    Ok(loose)
 }
 
 /// Puts back on what [`loosen`] took off.
 pub(crate) fn fasten(fs: &dyn Fs, store: &Store, actions: &[Action], seal: Seal) -> Result<()> {
-    change_seals(store, actions, seal, |file| fs.seal(file, seal))
+    change_seals(store, actions, seal, |file| fs.seal(&file, seal))
 }
 
 fn change_seals(
     store: &Store,
     actions: &[Action],
     seal: Seal,
-    change: impl Fn(&File) -> kernel::Result<()>,
+    mut change: impl FnMut(File) -> kernel::Result<()>,
 ) -> Result<()> {
     if seal.leaves_names_free() {
         return Ok(());
@@ -421,17 +428,11 @@ fn change_seals(
     Ok(())
 }
 
-/// Removes the objects that actions have copied and that no guest uses any more. Returns how many, and the space given back.
-pub(crate) fn collect(
-    fs: &dyn Fs,
-    store: &Store,
-    actions: &[Action],
-    settled: impl Iterator<Item = Settled>,
-) -> Result<(u64, u64)> {
-    let copied = |(action, how): (&Action, Settled)| {
-        (action.verb == Verb::Detach && how != Settled::NotDone).then_some(action.object)
-    };
-    let objects: BTreeSet<ObjectName> = actions.iter().zip(settled).filter_map(copied).collect();
+/// Removes the objects that actions were to copy and that no guest uses any more, be it that a guest has removed its own
+/// name. Returns how many, and the space given back.
+pub(crate) fn collect(fs: &dyn Fs, store: &Store, actions: &[Action]) -> Result<(u64, u64)> {
+    let detached = actions.iter().filter(|action| action.verb == Verb::Detach);
+    let objects: BTreeSet<ObjectName> = detached.map(|action| action.object).collect();
     let freed: Vec<Option<u64>> = objects
         .into_par_iter()
         .map(|name| store::gc::remove_unused(fs, store, name))
@@ -439,16 +440,18 @@ pub(crate) fn collect(
     Ok((freed.iter().flatten().count() as u64, freed.iter().flatten().sum()))
 }
 
-/// Calls `each` for every existing inode of an object's twin.
+/// Calls `each` for every existing inode of an object's twin that guests let us open.
 fn for_overflows(
     store: &Store,
     first: ObjectName,
-    mut each: impl FnMut(ObjectName, &File) -> Result<()>,
+    mut each: impl FnMut(ObjectName, File) -> Result<()>,
 ) -> Result<()> {
     let mut name = ObjectName { overflow: 0, ..first };
     loop {
         match store.objects().open_file(name.path().as_bytes()) {
-            Ok(file) => each(name, &file)?,
+            Ok(file) => each(name, file)?,
+            // Under a guest's lease: its seal stays as it is, and the next run looks after it.
+            Err(Errno::AGAIN) => {}
             // One that no guest had any more may be gone from among them.
             Err(Errno::NOENT) if name.overflow < first.overflow => {}
             Err(Errno::NOENT) => return Ok(()),

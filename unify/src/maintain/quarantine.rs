@@ -86,8 +86,11 @@ pub fn empty(fs: Option<&dyn Fs>, store: &Store) -> Result<Emptied> {
             KeptKind::Unclear => emptied.unclear += 1,
             _ if kept.held() > 0 => emptied.held += 1,
             KeptKind::Corrupt(_) => {
-                if let Some(fs) = fs {
-                    remove(fs, store, &kept.name)?;
+                if let Some(fs) = fs
+                    && !remove(fs, store, &kept.name)?
+                {
+                    emptied.held += 1;
+                    continue;
                 }
                 emptied.freed += kept.stat.allocated();
                 emptied.removed.push(kept);
@@ -97,10 +100,15 @@ pub fn empty(fs: Option<&dyn Fs>, store: &Store) -> Result<Emptied> {
     Ok(emptied)
 }
 
-fn remove(fs: &dyn Fs, store: &Store, name: &[u8]) -> Result<()> {
+/// `Ok(false)`: a guest that has it open keeps it from us by a lease.
+fn remove(fs: &dyn Fs, store: &Store, name: &[u8]) -> Result<bool> {
     let failed = || store::Error::at("remove", path_of(store, name));
-    let file = store.quarantine().open_file(name).map_err(failed())?;
-    Ok(change_names(fs, &file, || fs.unlink(At::new(store.quarantine(), name))).map_err(failed())?)
+    let file = match store.quarantine().open_file(name) {
+        Err(Errno::AGAIN) => return Ok(false),
+        opened => opened.map_err(failed())?,
+    };
+    change_names(fs, &file, || fs.unlink(At::new(store.quarantine(), name))).map_err(failed())?;
+    Ok(true)
 }
 
 /// Gives what lies in quarantine the name of an object again. `Ok(false)`: that name is taken.

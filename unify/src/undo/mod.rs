@@ -45,13 +45,15 @@ struct Move {
     count: u32,
 }
 
+/// Moves, and the seal that has to come off their objects meanwhile.
+type Part = (Seal, Vec<Move>);
+
 /// What an undo would do.
 struct Planned {
     objects: HashMap<u64, Object>,
     held: Held,
     shared: Shared,
-    /// By the seal that has to come off the objects meanwhile.
-    parts: Vec<(Seal, Vec<Move>)>,
+    parts: Vec<Part>,
     /// It takes back all that the run of the scope has shared.
     whole: bool,
 }
@@ -148,14 +150,13 @@ impl Session<'_> {
             let (place, _) = held.place(*row);
             self.is_in_scope(scope, place.guest, || place.path(), held.name(*row))
         };
+        // All names of an inode or none: a guest's own hard links stay what they are.
+        let is_wanted = |names: &[u32]| names.iter().any(|row| shared.has(*row) && is_in_scope(row));
+        let (mut parts, all_within_reach) = self.moves(store, &mut objects, &held, is_wanted)?;
         let whole = shared.whole
             && all_gone
+            && all_within_reach
             && (0..held.len() as u32).filter(|row| shared.has(*row)).all(|row| is_in_scope(&row));
-        // All names of an inode or none: a guest's own hard links stay what they are.
-        let is_wanted = |names: &[u32]| {
-            names.iter().any(|row| shared.has(*row) && is_in_scope(row)) && self.is_within_reach(&held, names)
-        };
-        let mut parts = moves(store, &mut objects, &held, is_wanted)?;
         if parts.is_empty() && whole && scope.run.is_some() {
             // The guests have replaced all that the run had shared: that it is undone is all there is to do.
             parts.push((Seal::None, Vec::new()));
@@ -189,17 +190,63 @@ impl Session<'_> {
         is_gone
     }
 
-    /// Whether the paths of an inode's names fit into the journal; noted if not.
-    fn is_within_reach(&self, held: &Held, names: &[u32]) -> bool {
-        let places = names.chunk_by(|a, b| held.place(*a).1 == held.place(*b).1);
-        let bytes: usize = places.map(|names| held.place(names[0]).0.path_bytes()).sum();
-        if bytes > MAX_PATHS {
-            let (place, _) = held.place(names[0]);
-            let path = join(&place.path(), held.name(names[0]));
-            self.notes.skip(&self.guests[place.guest as usize].key, to_path(&path), Skip::OutOfReach);
+    /// What is to be copied, and whether that is all that is wanted: what is left is noted. What is in one directory stands
+    /// side by side, as its time is restored once for all.
+    fn moves(
+        &self,
+        store: &Store,
+        objects: &mut HashMap<u64, Object>,
+        held: &Held,
+        is_wanted: impl Fn(&[u32]) -> bool,
+    ) -> Result<(Vec<Part>, bool)> {
+        let (mut free, mut locked, mut all) = (Vec::new(), Vec::new(), true);
+        let mut leave = |(first, count): (u32, u32), why| {
+            let row = held.names(first, count)[0];
+            let (place, _) = held.place(row);
+            let path = to_path(&join(&place.path(), held.name(row)));
+            self.notes.skip(&self.guests[place.guest as usize].key, path, why);
+            all = false;
+            false
+        };
+        for (ino, mut guests) in held.inodes() {
+            guests.retain(|&(first, count)| is_wanted(held.names(first, count)));
+            guests.retain(|&(first, count)| {
+                fits_the_journal(held, held.names(first, count)) || leave((first, count), Skip::OutOfReach)
+            });
+            let Some(object) = objects.get_mut(&ino).filter(|_| !guests.is_empty()) else { continue };
+            let Some(stat) = store.stat_object(object.name)? else { continue };
+            object.size = stat.size;
+            let is_locked = match stat.immutable.then(|| is_locked(store, object.name)) {
+                None => false,
+                // A guest's lease keeps us out.
+                Some(Err(Errno::AGAIN)) => {
+                    guests.retain(|&names| leave(names, Skip::Busy));
+                    continue;
+                }
+                Some(known) => known.map_err(store::Error::at("look at", store.object_path(object.name)))?,
+            };
+            let moves = if is_locked { &mut locked } else { &mut free };
+            moves.extend(guests.into_iter().map(|(first, count)| Move { first, count }));
         }
-        bytes <= MAX_PATHS
+        let mut parts = vec![(Seal::None, free), (Seal::Immutable, locked)];
+        parts.retain(|(_, moves)| !moves.is_empty());
+        for (_, moves) in &mut parts {
+            moves.sort_unstable_by_key(|step| held.names(step.first, 1)[0]);
+        }
+        Ok((parts, all))
     }
+}
+
+/// Whether the paths of an inode's names are no more than the journal should hold.
+fn fits_the_journal(held: &Held, names: &[u32]) -> bool {
+    let places = names.chunk_by(|a, b| held.place(*a).1 == held.place(*b).1);
+    places.map(|names| held.place(names[0]).0.path_bytes()).sum::<usize>() <= MAX_PATHS
+}
+
+/// Whether an immutable object is one whose names are not free: plain immutable, not link-invert.
+fn is_locked(store: &Store, object: ObjectName) -> kernel::Result<bool> {
+    let file = store.objects().open_file(object.path().as_bytes())?;
+    Ok(!Seal::Patch.is_on(&file)?)
 }
 
 impl Planned {
@@ -243,36 +290,4 @@ impl Planned {
         let mtime = rows.iter().find_map(|row| self.shared.time(*row));
         batch.push(Action { verb: Verb::Detach, object, ino, ctime: 0, size, mtime, names });
     }
-}
-
-/// What is to be copied, by the seal that is off meanwhile. What is in one directory stands side by side, as its time
-/// is restored once for all.
-fn moves(
-    store: &Store,
-    objects: &mut HashMap<u64, Object>,
-    held: &Held,
-    is_wanted: impl Fn(&[u32]) -> bool,
-) -> Result<Vec<(Seal, Vec<Move>)>> {
-    let (mut free, mut locked) = (Vec::new(), Vec::new());
-    for (ino, mut guests) in held.inodes() {
-        guests.retain(|&(first, count)| is_wanted(held.names(first, count)));
-        let Some(object) = objects.get_mut(&ino).filter(|_| !guests.is_empty()) else { continue };
-        let Some(stat) = store.stat_object(object.name)? else { continue };
-        object.size = stat.size;
-        let moves = if stat.immutable && is_locked(store, object.name)? { &mut locked } else { &mut free };
-        moves.extend(guests.into_iter().map(|(first, count)| Move { first, count }));
-    }
-    let mut parts = vec![(Seal::None, free), (Seal::Immutable, locked)];
-    parts.retain(|(_, moves)| !moves.is_empty());
-    for (_, moves) in &mut parts {
-        moves.sort_unstable_by_key(|step| held.names(step.first, 1)[0]);
-    }
-    Ok(parts)
-}
-
-/// Whether an immutable object is one whose names are not free: plain immutable, not link-invert.
-fn is_locked(store: &Store, object: ObjectName) -> Result<bool> {
-    let file = store.objects().open_file(object.path().as_bytes());
-    let link_invert = file.and_then(|file| Seal::Patch.is_on(&file));
-    Ok(!link_invert.map_err(store::Error::at("look at", store.object_path(object)))?)
 }

@@ -101,6 +101,7 @@ pub(crate) fn recover(setting: &Setting<'_>, args: &RecoverArgs) -> Result<Exit,
         "run": settled.run,
         "completed": settled.completed,
         "taken_back": settled.taken_back,
+        "removed": settled.removed,
         "kept": settled.kept.len(),
     });
     setting.out.summary(&value, || match settled.run {
@@ -113,13 +114,14 @@ pub(crate) fn recover(setting: &Setting<'_>, args: &RecoverArgs) -> Result<Exit,
 /// Says what a crash had left, if it had left something.
 pub(crate) fn show_recovered(setting: &Setting<'_>, settled: &Recovered) {
     let Some(run) = settled.run else { return };
-    let (completed, taken_back) = (settled.completed, settled.taken_back);
-    let value = json!({ "run": run, "completed": completed, "taken_back": taken_back });
+    let (completed, taken_back, removed) = (settled.completed, settled.taken_back, settled.removed);
+    let value = json!({ "run": run, "completed": completed, "taken_back": taken_back, "removed": removed });
     setting.out.event("recovered", &value, || {
         format!(
-            "run {run} had been cut off: {} completed, {} taken back",
+            "run {run} had been cut off: {} completed, {} taken back, {} removed",
             Many(completed, "action", "actions"),
-            Count(taken_back)
+            Count(taken_back),
+            Many(removed, "unused object", "unused objects")
         )
     });
 }

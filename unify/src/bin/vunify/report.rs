@@ -103,12 +103,15 @@ impl Setting<'_> {
                 self.tell_quietly(skipped);
             }
         }
+        let verbose = self.args.common.verbose || self.args.common.debug;
+        let listed = report.skipped_files.iter().filter(|skipped| skipped.why.is_failure()).count() as u64;
         let failures = |(why, count): (&Skip, &u64)| why.is_failure().then_some(*count);
-        let told: u64 = told.iter().filter_map(failures).sum();
+        let told = if verbose { listed } else { told.iter().filter_map(failures).sum() };
         let more = report.skipped.get("failed").copied().unwrap_or(0).saturating_sub(told);
-        if more > 0 && !self.args.common.verbose && !self.args.common.debug {
+        if more > 0 {
             let problem = Problem::new(format!("{} more left alone for the same reasons", Count(more)));
-            self.out.warn(&problem.cure("--verbose names them"));
+            let cure = if told < listed { "--verbose names them" } else { "they are too many to be named" };
+            self.out.warn(&problem.cure(cure));
         }
     }
 
@@ -134,7 +137,7 @@ impl Setting<'_> {
 
 /// Whether an undo has left something as it was that it was to make private.
 fn is_left_shared(report: &Report) -> bool {
-    [Skip::Busy, Skip::Changed].iter().any(|why| report.skipped.contains_key(why.name()))
+    [Skip::Busy, Skip::Changed, Skip::OutOfReach].iter().any(|why| report.skipped.contains_key(why.name()))
 }
 
 #[derive(Serialize)]

@@ -216,9 +216,10 @@ impl Setting<'_> {
         if let Some(run) = outcome.run {
             self.out.line(|| {
                 format!(
-                    "run {run} was cut off: {} completed, {} taken back",
+                    "run {run} was cut off: {} completed, {} taken back, {} removed",
                     Many(outcome.completed, "action", "actions"),
-                    Count(outcome.taken_back)
+                    Count(outcome.taken_back),
+                    Many(outcome.removed, "unused object", "unused objects")
                 )
             });
         }
