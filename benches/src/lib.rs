@@ -5,6 +5,7 @@
 //! it wrote made durable (`syncfs(2)`) inside the measured time, for all tools alike.
 #![allow(clippy::disallowed_methods)] // trees and images of the benchmarks' own; no guest in use is touched
 
+pub mod calls;
 mod image;
 mod machine;
 mod measure;

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::thread::available_parallelism;
 use std::time::Instant;
 
+use benches::calls::{read_file, spread_over};
 use benches::trees::{Shape, generate};
 use benches::{Context, Format, Image, Result, Spread, table};
 use clap::Parser;
@@ -54,27 +55,10 @@ fn median(rounds: usize, mut work: impl FnMut() -> Result<f64>) -> Result<f64> {
 }
 
 /// Seconds that `work` took.
-fn timed(work: impl FnOnce() -> Result<()>) -> Result<f64> {
+fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<f64> {
     let start = Instant::now();
     work()?;
     Ok(start.elapsed().as_secs_f64())
-}
-
-/// Runs `work(item)` for all items on `threads` threads, each taking every `threads`-th.
-fn spread_over<T: Sync>(
-    threads: usize,
-    items: &[T],
-    work: impl Fn(&T) -> kernel::Result<()> + Sync,
-) -> Result<()> {
-    let work = &work;
-    std::thread::scope(|scope| {
-        let share = |thread: usize| items.iter().skip(thread).step_by(threads).try_for_each(work);
-        let workers: Vec<_> = (0..threads).map(|thread| scope.spawn(move || share(thread))).collect();
-        workers
-            .into_iter()
-            .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    })
-    .context("micro benchmark")
 }
 
 /// 1, and all cores where there are more.
@@ -183,7 +167,7 @@ fn hash(options: &Options) -> Result<String> {
                 median(options.rounds, || timed(|| spread_over(threads, &names, work)))
                     .map(|s| bytes / s / 1e6)
             };
-            let read = rate(&|name| read_file(&dir, name, |_| ()).map(drop))?;
+            let read = rate(&|name| read_file(&dir, name.as_bytes(), |_| ()))?;
             let pure = rate(&|_| {
                 hash_memory(&memory, size);
                 Ok(())
@@ -220,28 +204,9 @@ fn fill(place: &Path, size: usize, count: usize) -> Result<Vec<String>> {
         .collect()
 }
 
-/// Reads a file in pieces of at most 1 MiB into a buffer kept for each thread.
-fn read_file(dir: &Dir, name: &str, mut each: impl FnMut(&[u8])) -> kernel::Result<()> {
-    thread_local! {
-        static BUFFER: std::cell::RefCell<Vec<u8>> = std::cell::RefCell::new(vec![0; 1 << 20]);
-    }
-    let file = dir.open_any(name.as_bytes())?;
-    BUFFER.with_borrow_mut(|buffer| {
-        let mut at = 0;
-        loop {
-            let count = file.read_at(buffer, at)?;
-            each(&buffer[..count]);
-            at += count as u64;
-            if count < buffer.len() {
-                return Ok(());
-            }
-        }
-    })
-}
-
 fn hash_file(dir: &Dir, name: &str) -> kernel::Result<()> {
     let mut hasher = blake3::Hasher::new();
-    read_file(dir, name, |piece| {
+    read_file(dir, name.as_bytes(), |piece| {
         hasher.update(piece);
     })?;
     std::hint::black_box(hasher.finalize());
@@ -334,7 +299,8 @@ fn replace_once(options: &Options, format: Format, way: Way, count: usize, threa
         spread_over(threads, &dirs, |(number, _)| {
             let mut files = number * per_dir..(number + 1) * per_dir;
             files.try_for_each(|file| Real.unlink(At::new(&parked, file.to_string().as_bytes())))
-        })
+        })?;
+        Ok(())
     })
 }
 
