@@ -68,13 +68,13 @@ fn run(options: &Options) -> Result<()> {
     let place = Place::make(&beside.join(".bare")).context("making a place for objects")?;
     let objects: Vec<usize> = (0..groups.len()).collect();
     spread_over(threads, &objects, |object| {
-        let (dir, file) = groups[*object][0];
+        let (dir, file) = groups[*object].0;
         let from = dirs[dir].open()?;
         place.with_object(*object, |to| Real.link(At::new(&from, &dirs[dir].files[file].0), to))
     })?;
     let mut moves: Vec<Vec<(usize, usize)>> = vec![vec![]; dirs.len()];
-    for (object, names) in groups.iter().enumerate() {
-        names[1..].iter().for_each(|(dir, file)| moves[*dir].push((*file, object)));
+    for (object, (_, names)) in groups.iter().enumerate() {
+        names.iter().for_each(|(dir, file)| moves[*dir].push((*file, object)));
     }
     let moves: Vec<(usize, Vec<(usize, usize)>)> =
         moves.into_iter().enumerate().filter(|(_, moves)| !moves.is_empty()).collect();
@@ -133,31 +133,52 @@ fn read(path: &Path) -> kernel::Result<(Directory, Vec<Vec<u8>>)> {
     Ok((Directory { path: path.into(), mtime: dir.stat_self()?.mtime, files }, below))
 }
 
-/// Names of different inodes that are equal in class and content, two or more together.
-fn equal(threads: usize, dirs: &[Directory]) -> Result<Vec<Vec<Name>>> {
-    let mut company: HashMap<Class, u32> = HashMap::new();
-    for (_, stat) in dirs.iter().flat_map(|dir| &dir.files).filter(|(_, stat)| stat.nlink == 1) {
-        *company.entry(class(stat)).or_default() += 1;
+/// A name with what it is compared by.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Row {
+    class: Class,
+    ino: u64,
+    name: Name,
+}
+
+/// Equal inodes, two or more together: a name of the one that stays, and all names of the others.
+fn equal(threads: usize, dirs: &[Directory]) -> Result<Vec<(Name, Vec<Name>)>> {
+    let mut rows = vec![];
+    for (number, dir) in dirs.iter().enumerate() {
+        let files = dir.files.iter().enumerate().filter(|(_, (_, stat))| stat.size > 0);
+        rows.extend(files.map(|(file, (_, stat))| Row {
+            class: class(stat),
+            ino: stat.ino,
+            name: (number, file),
+        }));
     }
-    let numbered: Vec<(usize, &Directory)> = dirs.iter().enumerate().collect();
-    let hashed = spread_over(threads, &numbered, |(number, dir)| {
-        let is_candidate = |stat: &Stat| stat.size > 0 && stat.nlink == 1 && company[&class(stat)] > 1;
-        let candidates = (0..dir.files.len()).filter(|file| is_candidate(&dir.files[*file].1));
+    rows.sort_unstable();
+    let has_company = |class: &&[Row]| class[0].ino != class[class.len() - 1].ino;
+    let classes = rows.chunk_by(|a, b| a.class == b.class).filter(has_company);
+    let mut inodes: Vec<&[Row]> = classes.flat_map(|class| class.chunk_by(|a, b| a.ino == b.ino)).collect();
+    inodes.sort_unstable_by_key(|inode| inode[0].name);
+    let by_dir: Vec<_> = inodes.chunk_by(|a, b| a[0].name.0 == b[0].name.0).collect();
+    let hashed = spread_over(threads, &by_dir, |inodes| {
+        let dir = &dirs[inodes[0][0].name.0];
         let at = dir.open()?;
-        let hash = |file: usize| {
+        let hash = |inode: &[Row]| {
             let mut hasher = blake3::Hasher::new();
-            read_file(&at, &dir.files[file].0, |piece| {
+            read_file(&at, &dir.files[inode[0].name.1].0, |piece| {
                 hasher.update(piece);
             })?;
-            Ok(((*number, file), hasher.finalize()))
+            Ok(hasher.finalize())
         };
-        candidates.map(hash).collect::<kernel::Result<Vec<_>>>()
+        inodes.iter().map(|inode| Ok((*inode, hash(inode)?))).collect::<kernel::Result<Vec<_>>>()
     })?;
-    let mut groups: HashMap<_, Vec<Name>> = HashMap::new();
-    for ((dir, file), hash) in hashed.into_iter().flatten() {
-        groups.entry((class(&dirs[dir].files[file].1), hash)).or_default().push((dir, file));
+    let mut groups: HashMap<_, Vec<&[Row]>> = HashMap::new();
+    for (inode, hash) in hashed.into_iter().flatten() {
+        groups.entry((inode[0].class, hash)).or_default().push(inode);
     }
-    Ok(groups.into_values().filter(|names| names.len() > 1).collect())
+    let groups = groups.into_values().filter(|inodes| inodes.len() > 1);
+    let split = |inodes: Vec<&[Row]>| {
+        (inodes[0][0].name, inodes[1..].iter().flat_map(|inode| inode.iter().map(|row| row.name)).collect())
+    };
+    Ok(groups.map(split).collect())
 }
 
 /// Where objects and what was displaced have their names, in directories of a size like that of a store's.
@@ -232,6 +253,9 @@ mod tests {
             let place = tempfile::tempdir().unwrap();
             let shape = Shape { guests: 3, shared: 50, private: 7, files_per_dir: 10 };
             let guests = generate(place.path(), shape, 1).unwrap();
+            let [first, second] =
+                ["file-0000000.so", "again"].map(|name| guests[1].join("usr/lib/d000000").join(name));
+            std::fs::hard_link(first, second).unwrap();
             let content = |dirs: &[Directory]| -> BTreeMap<PathBuf, String> {
                 let paths = |dir: &Directory| -> Vec<PathBuf> {
                     dir.files.iter().map(|(name, _)| dir.path.join(OsStr::from_bytes(name))).collect()
@@ -246,7 +270,7 @@ mod tests {
             let links = |nlink: u32| {
                 after.iter().flat_map(|dir| &dir.files).filter(|(_, stat)| stat.nlink == nlink).count()
             };
-            assert_eq!((links(4), links(1)), (150, 21));
+            assert_eq!((links(5), links(4), links(1)), (4, 147, 21));
             let left = walk(1, &[place.path().join(".bare")]).unwrap();
             assert_eq!(left.iter().map(|dir| dir.files.len()).sum::<usize>(), 50);
         }
