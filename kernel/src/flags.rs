@@ -4,7 +4,8 @@ use rustix::fs::{IFlags, ioctl_getflags};
 
 use crate::{Errno, File, Result, sys};
 
-/// The flags of `chattr(1)` that somebody sets on purpose. Left out are those that a file system sets by
+/// The flags of `chattr(1)` that somebody sets on purpose, and that of encrypted content: others can read it only as long as
+/// its guest leaves the key with the kernel. Left out are those that a file system sets by
 /// itself: `COMPR` and `NOCOMP` (btrfs, as it finds content to compress well or badly), extents, verity.
 const SET_BY_USERS: IFlags = IFlags::UNRM
     .union(IFlags::SECURE_REMOVAL)
@@ -16,6 +17,7 @@ const SET_BY_USERS: IFlags = IFlags::UNRM
     .union(IFlags::JOURNALING)
     .union(IFlags::NOTAIL)
     .union(IFlags::NOCOW)
+    .union(IFlags::from_bits_retain(0x0000_0800)) // FS_ENCRYPT_FL
     .union(IFlags::from_bits_retain(0x0200_0000)) // FS_DAX_FL
     .union(IFlags::from_bits_retain(0x0800_0000)); // link-invert
 
@@ -25,6 +27,11 @@ impl File {
     pub fn is_marked(&self) -> Result<bool> {
         let flags = or_none(ioctl_getflags(self), IFlags::empty())?;
         Ok(flags.intersects(SET_BY_USERS) || or_none(sys::project(self), 0)? != 0)
+    }
+
+    /// Whether the file is append-only, which holds its names as immutable does.
+    pub(crate) fn is_append_only(&self) -> Result<bool> {
+        Ok(or_none(ioctl_getflags(self), IFlags::empty())?.contains(IFlags::APPEND))
     }
 }
 

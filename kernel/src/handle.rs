@@ -91,14 +91,24 @@ impl Dir {
         if file.stat()?.kind == Kind::File { Ok(file) } else { Err(Errno::INVAL) }
     }
 
-    /// As [`Dir::open_file`], but leaves the check of the type to the caller, who stats anyway.
+    /// As [`Dir::open_file`], but leaves the check of the type to the caller, who stats anyway. Devices may be `EINVAL`
+    /// here already: a view of a guest opens none.
     pub fn open_any(&self, path: &[u8]) -> Result<File> {
         if path.len() > PIECE {
             let (head, tail) = split_path(path)?;
             return self.open_dir(head)?.open_any(tail);
         }
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-        Ok(File(open_quietly(|flags| self.open_confined(path, flags), flags)?))
+        match open_quietly(|flags| self.open_confined(path, flags), flags) {
+            Err(Errno::ACCESS) if self.is_device(path) => Err(Errno::INVAL),
+            opened => Ok(File(opened?)),
+        }
+    }
+
+    fn is_device(&self, path: &[u8]) -> bool {
+        let found = self.open_confined(path, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW);
+        let stat = found.and_then(|found| File(found).stat());
+        stat.is_ok_and(|stat| matches!(stat.kind, Kind::CharDevice | Kind::BlockDevice))
     }
 
     /// Opens a regular file of the store's own for writing, confined. Never used on guests' files.

@@ -106,10 +106,11 @@ pub fn lift_seals(door: &dyn Protection, file: &File) -> Result<()> {
     Ok(())
 }
 
-/// Takes off the one seal that holds names, too: plain immutable. Whether it was on.
+/// Takes off the one seal that holds names, too: plain immutable. Whether it was on. Append-only goes as well: no object
+/// has it, unless a guest has set it to hold names.
 pub fn free_names(door: &dyn Protection, file: &File) -> Result<bool> {
     let plain = Seal::Immutable.is_on(file).unwrap_or(false) && !Seal::Patch.is_on(file).unwrap_or(false);
-    if plain {
+    if plain || file.is_append_only().unwrap_or(false) {
         door.unseal(file, Seal::Immutable)?;
     }
     Ok(plain)
@@ -150,6 +151,7 @@ fn seal_with_verity(file: &File) -> Result<()> {
 pub(crate) fn unseal(file: &File, seal: Seal) -> Result<()> {
     match (seal, seal.flags()) {
         (Seal::Verity, _) => Err(Errno::OPNOTSUPP),
+        (Seal::Immutable, Some(flags)) => change_flags(file, |now| now - flags - IFlags::APPEND),
         (_, Some(flags)) => change_flags(file, |now| now - flags),
         (_, None) => Ok(()),
     }

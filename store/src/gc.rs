@@ -46,7 +46,8 @@ pub fn collect(fs: &dyn Fs, store: &Store) -> Result<Outcome> {
 /// Takes an object away if no guest links to it; returns the space given back, in allocated bytes.
 ///
 /// Its seal stays on: a guest may have it open or mapped. One that links it in this very moment, as root may link what it
-/// has open, makes it an object again. One that nobody may open, for a guest's lease, stays for the next time.
+/// has open, makes it an object again. One that a guest keeps us from opening, by a lease or by taking its key
+/// away, stays for the next time.
 pub fn remove_unused(fs: &dyn Fs, store: &Store, name: ObjectName) -> Result<Option<u64>> {
     let failed = |doing| Error::at(doing, store.object_path(name));
     let path = name.path();
@@ -55,7 +56,7 @@ pub fn remove_unused(fs: &dyn Fs, store: &Store, name: ObjectName) -> Result<Opt
         return Ok(None);
     }
     let file = match at.dir.open_file(at.name) {
-        Err(Errno::AGAIN) => return Ok(None),
+        Err(Errno::AGAIN | Errno::NOKEY) => return Ok(None),
         opened => opened.map_err(failed("open"))?,
     };
     let remove = || {

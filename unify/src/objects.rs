@@ -18,7 +18,7 @@ pub struct Objects {
     /// Twins and overflows of first objects, which cannot be counted up to: any of them may be gone.
     further: Vec<ObjectName>,
     /// Objects that no longer look as they were recorded: their content must be read before they are
-    /// trusted (law 6).
+    /// trusted (law 6). Those that are left after that are not: a guest keeps them from being read or sealed.
     pub suspects: Vec<ObjectName>,
     /// Whether some are immutable though the run's seal is another: then nobody can link them.
     pub is_locked: bool,

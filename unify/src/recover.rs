@@ -10,7 +10,7 @@ use kernel::{At, Dir, Errno, File, Leased, Metadata, Seal, Stat, Time, lift_seal
 use store::journal::{Action, Batch, DirRef, Journal, NameRef, Run, RunEnd, Settled, Verb};
 use store::{ObjectName, Store};
 
-use crate::apply::{Parking, Swap, collect, fasten, keep_aside, restore_time, swap};
+use crate::apply::{Parking, Swap, clear, collect, fasten, keep_aside, restore_time, swap};
 use crate::hash::identify;
 use crate::notes::{Skip, Surroundings};
 use crate::walk::{TICK_NANOS, to_path};
@@ -105,7 +105,8 @@ fn reached<T>(answer: kernel::Result<T>, path: &[u8]) -> Result<Option<T>> {
     }
 }
 
-/// The name or a directory above it is gone, or became something else; or it is open for writing, or leased.
+/// The name or a directory above it is gone, or became something else; or it is open for writing, or leased, or
+/// encrypted and its key taken away.
 fn is_guests_doing(errno: Errno) -> bool {
     matches!(
         errno,
@@ -120,6 +121,7 @@ fn is_guests_doing(errno: Errno) -> bool {
             | Errno::NXIO
             | Errno::AGAIN
             | Errno::TXTBSY
+            | Errno::NOKEY
     )
 }
 
@@ -327,6 +329,9 @@ impl Recovery<'_> {
         for place in places {
             self.settle_parked(parking, action, place, all)?;
         }
+        // Something may have been given back.
+        let looks = look(self)?;
+        let all = !looks.contains(&Look::Before);
         let exchanged = looks.iter().find_map(|look| match *look {
             Look::After(overflow) => Some(Settled::Done { overflow }),
             Look::Before | Look::Gone => None,
@@ -418,10 +423,8 @@ impl Recovery<'_> {
         if !removable {
             return self.keep(parked);
         }
-        match self.around.fs.unlink(parked) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(store::Error::at("clear", self.store.path().join("parked"))(errno).into()),
-        }
+        let failed = store::Error::at("clear", self.store.path().join("parked"));
+        Ok(clear(self.around.fs, parked).map_err(failed)?)
     }
 
     /// For a `Link`: whether the parked inode can go. What was displaced goes back, unless the exchange
@@ -526,6 +529,10 @@ impl Recovery<'_> {
         let leased = reached(at.dir.open_file(at.name).and_then(Leased::take), at.name)?;
         let Some(leased) = leased else { return Ok(None) };
         let stat = leased.file().stat().map_err(store::Error::at("look at", to_path(at.name)))?;
+        // A guest's file may be of any size.
+        if stat.size != action.size {
+            return Ok(None);
+        }
         match identify(self.around, leased.file(), &stat, self.store.format().identity) {
             Ok(id) => Ok((id == action.object.id).then_some(leased)),
             Err(_) if self.around.stopping() => Err(Error::Interrupted),

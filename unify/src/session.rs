@@ -57,6 +57,8 @@ pub struct Report {
     pub done: Done,
     /// Objects that no longer are what their names say: moved to `quarantine/`.
     pub corrupt: Vec<ObjectName>,
+    /// Objects that have no seal, or could not be looked at: a guest has them open for writing, or under a lease.
+    pub unsealed: Vec<ObjectName>,
     /// Files that were left as they were, counted by short name.
     pub skipped: BTreeMap<&'static str, u64>,
     /// The first of them.
@@ -72,7 +74,9 @@ pub struct Report {
 impl Report {
     /// Whether something could not be done that should have been.
     pub fn has_failures(&self) -> bool {
-        !self.corrupt.is_empty() || self.skipped.keys().any(|name| *name == "failed")
+        !self.corrupt.is_empty()
+            || !self.unsealed.is_empty()
+            || self.skipped.keys().any(|name| *name == "failed")
     }
 }
 
@@ -152,6 +156,9 @@ impl<'a> Session<'a> {
         }
         let mut report = Report { warnings: self.warnings(), ..Report::of(&plan, survey.objects.len()) };
         report.corrupt.extend(corrupt);
+        if seal != Seal::None {
+            report.unsealed.clone_from(&survey.objects.suspects);
+        }
         report.end = Some(RunEnd::Complete);
         if self.around.stopping() {
             return Err(Error::Interrupted);
@@ -205,9 +212,9 @@ impl<'a> Session<'a> {
         for name in std::mem::take(&mut objects.suspects) {
             let Some(store) = store else { continue };
             match is_intact(self.around, store, name)? {
-                Some(true) => reseal(self.around, store, name, seal)?,
+                Some(true) if reseal(self.around, store, name, seal)? => {}
                 Some(false) => corrupt.push(name),
-                None => {}
+                Some(true) | None => objects.suspects.push(name),
             }
         }
         self.around.observer.phase("walking", 0);
@@ -366,19 +373,21 @@ impl Run<'_, '_> {
     }
 }
 
-/// An object whose content is right and whose seal is off gets it back; if it is being written, scrubbing
-/// will say what became of it.
-fn reseal(around: &Surroundings<'_>, store: &Store, name: ObjectName, seal: Option<Seal>) -> Result<()> {
-    let Some(seal) = seal.filter(|seal| *seal != Seal::None) else { return Ok(()) };
+/// An object whose content is right and whose seal is off gets it back. False: a guest has it open for writing, or keeps us
+/// from opening it.
+fn reseal(around: &Surroundings<'_>, store: &Store, name: ObjectName, seal: Option<Seal>) -> Result<bool> {
+    let Some(seal) = seal.filter(|seal| *seal != Seal::None) else { return Ok(true) };
     let failed = |doing| store::Error::at(doing, store.object_path(name));
     let file = match store.objects().open_file(name.path().as_bytes()) {
-        Err(Errno::AGAIN) => return Ok(()),
+        Err(Errno::AGAIN) => return Ok(false),
         opened => opened.map_err(failed("open"))?,
     };
-    let Ok(leased) = Leased::take(file) else { return Ok(()) };
+    let Ok(leased) = Leased::take(file) else { return Ok(false) };
     let stat = leased.file().stat().map_err(failed("stat"))?;
-    if identify(around, leased.file(), &stat, store.format().identity) == Ok(name.id) && leased.held() {
-        around.fs.seal(leased.file(), seal).map_err(failed("seal"))?;
+    let is_same = identify(around, leased.file(), &stat, store.format().identity) == Ok(name.id);
+    if !(is_same && leased.held()) {
+        return Ok(false);
     }
-    Ok(())
+    around.fs.seal(leased.file(), seal).map_err(failed("seal"))?;
+    Ok(true)
 }

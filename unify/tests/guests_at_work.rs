@@ -5,6 +5,7 @@
 mod common;
 
 use std::io::{BufRead as _, BufReader};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,6 +13,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use common::{REAL, World, alone};
 use fixtures::faulty::{Call, Fault, Faulty, Op, Script, When};
+use fixtures::loopfs::{FsKind, Options};
 use fixtures::{LoopFs, Manifest, need, require_command};
 use kernel::{Errno, Seal};
 use store::journal::RunEnd;
@@ -192,4 +194,143 @@ fn a_directory_that_is_made_unchangeable_stops_no_run() {
     let times: Vec<i64> = kept.map(|entry| entry.metadata().unwrap().mtime()).collect();
     assert_eq!(times, [5]);
     assert!(world.shares("usr/lib/file"));
+}
+
+#[test]
+fn a_displaced_file_that_is_made_unchangeable_stops_no_run() {
+    const NAME: &str = "a_displaced_file_that_is_made_unchangeable_stops_no_run";
+    let _alone = alone();
+    for how in ["+i", "+a"] {
+        let disk = need!(NAME, LoopFs::ext4(64 << 20));
+        let world = world(disk.path(), 2);
+        drop(world.open(&REAL).unwrap());
+        let before = world.snapshots();
+        let displaced = std::fs::File::open(world.guests[1].join("usr/bin/tool")).unwrap();
+        let hook = |_: usize, _: &Call| {
+            let name = format!("/proc/{}/fd/{}", std::process::id(), displaced.as_raw_fd());
+            // chattr opens what it is given, and follows no link.
+            let script = "import fcntl, os, struct, sys; fd = os.open(sys.argv[1], os.O_RDONLY); \
+                          fcntl.ioctl(fd, 0x40086602, struct.pack('l', 0x80000 | int(sys.argv[2])))";
+            let flag = if how == "+i" { "16" } else { "32" };
+            assert!(Command::new("python3").args(["-c", script, &name, flag]).status().unwrap().success());
+        };
+        let script = Script::new().nth_of(Op::Sync, 2, Fault::Hook(When::After, Box::new(hook)));
+        let report = world.unify(&Faulty::new(&REAL, script)).unwrap();
+        assert_eq!((report.done.linked, displaced.metadata().unwrap().nlink()), (2, 0), "{how}: {report:?}");
+        assert_eq!(world.differences(&before), [""; 0]);
+    }
+}
+
+#[test]
+fn a_name_that_a_project_keeps_from_going_back_stops_no_run() {
+    let _alone = alone();
+    let place = tempfile::tempdir().unwrap();
+    let world = world(place.path(), 2);
+    drop(world.open(&REAL).unwrap());
+    let displaced = std::fs::File::open(world.guests[1].join("usr/bin/tool")).unwrap();
+    let hook = |_: usize, _: &Call| displaced.set_modified(UNIX_EPOCH + Duration::from_secs(5)).unwrap();
+    let script = Script::new().nth_of(Op::Sync, 2, Fault::Hook(When::After, Box::new(hook))).nth_of(
+        Op::Exchange,
+        3,
+        Fault::Fail(Errno::XDEV),
+    );
+    let report = world.unify(&Faulty::new(&REAL, script)).unwrap();
+    assert_eq!(report.skipped.get("changed"), Some(&1), "{report:?}");
+    let kept = std::fs::read_dir(world.store_path().join("quarantine")).unwrap().flatten();
+    let times: Vec<i64> = kept.map(|entry| entry.metadata().unwrap().mtime()).collect();
+    assert_eq!(times, [5]);
+}
+
+#[test]
+fn a_device_where_a_name_was_stops_no_recovery() {
+    let _alone = alone();
+    let place = tempfile::tempdir().unwrap();
+    let world = world(place.path(), 3);
+    drop(world.open(&REAL).unwrap());
+    let cut = Script::new().nth_of(Op::Sync, 2, Fault::Fail(Errno::IO));
+    world.unify(&Faulty::new(&REAL, cut)).unwrap_err();
+    for guest in &world.guests {
+        let name = guest.join("usr/bin/tool");
+        std::fs::remove_file(&name).unwrap();
+        // Devices are not opened in a guest; a whiteout (0, 0) needs no privilege.
+        let node = Command::new("mknod").arg(&name).args(["c", "0", "0"]).status().unwrap();
+        assert!(node.success());
+    }
+    world.recover(&REAL).unwrap();
+    world.unify(&REAL).unwrap();
+    assert!(world.shares("usr/lib/file"));
+}
+
+#[test]
+fn what_a_guest_keeps_from_being_sealed_gets_no_new_names() {
+    const NAME: &str = "what_a_guest_keeps_from_being_sealed_gets_no_new_names";
+    let _alone = alone();
+    need!(NAME, require_command("python3"));
+    let disk = need!(NAME, LoopFs::ext4(64 << 20));
+    let mut world = world(disk.path(), 3);
+    let late = world.guests.pop().unwrap();
+    world.unify(&REAL).unwrap();
+    world.guests.push(late.clone());
+    world.seal = Seal::Immutable;
+    let links = || FILES.map(|name| late.join(name).metadata().unwrap().nlink());
+    let leased = while_leased(&world.guests[0], || world.unify(&REAL)).unwrap();
+    let writers =
+        FILES.map(|name| std::fs::File::options().append(true).open(world.guests[0].join(name)).unwrap());
+    let open = world.unify(&REAL).unwrap();
+    drop(writers);
+    for report in [leased, open] {
+        assert_eq!((report.unsealed.len(), report.has_failures(), links()), (2, true, [1, 1]), "{report:?}");
+        assert_eq!(report.skipped.get("busy"), Some(&2));
+    }
+    let report = world.unify(&REAL).unwrap();
+    assert_eq!((report.unsealed.len(), links()), (0, [4, 4]), "{report:?}");
+}
+
+/// Encrypts an empty directory with a key of its own, runs the command that is given, and takes the key away.
+const ENCRYPTED: &str = r#"
+import fcntl, os, struct, subprocess, sys
+path, command = sys.argv[1], sys.argv[2:]
+top = os.open(path, os.O_RDONLY)
+spec = bytearray(struct.pack("II32s", 2, 0, b""))
+added = bytearray(spec + struct.pack("II32s", 64, 0, b"") + bytes(range(64)))
+fcntl.ioctl(top, 0xC0506617, added)
+policy = struct.pack("BBBB4x16s", 2, 1, 4, 3, bytes(added[8:24]))
+fcntl.ioctl(top, 0x800C6613, policy)
+subprocess.run(command, check=True)
+print("made", flush=True)
+sys.stdin.read()
+fcntl.ioctl(top, 0xC0406618, bytearray(added[:40] + bytes(24)))
+"#;
+
+#[test]
+fn encrypted_content_is_shared_with_nobody() {
+    const NAME: &str = "encrypted_content_is_shared_with_nobody";
+    let _alone = alone();
+    need!(NAME, require_command("python3"));
+    let options = Options { kind: FsKind::Ext4, size: 64 << 20, mkfs: &["-O", "encrypt"], mount: "" };
+    let disk = need!(NAME, LoopFs::with(&options));
+    let world = world(disk.path(), 2);
+    let file = |guest: usize| world.guests[guest].join("usr/secret/file");
+    for guest in &world.guests {
+        std::fs::create_dir(guest.join("usr/secret")).unwrap();
+    }
+    std::fs::write(file(1), [7; 5000]).unwrap();
+    let mut owner = Command::new("python3")
+        .args(["-c", ENCRYPTED])
+        .arg(file(0).parent().unwrap())
+        .args(["cp", "-p"])
+        .args([file(1), file(0)])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    BufReader::new(owner.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    assert_eq!(said, "made\n");
+    let report = world.unify(&REAL).unwrap();
+    drop(owner.stdin.take());
+    assert!(owner.wait().unwrap().success());
+    assert_eq!((report.done.linked, report.skipped.get("marked")), (2, Some(&1)), "{report:?}");
+    assert_eq!(file(1).metadata().unwrap().nlink(), 1);
+    assert_eq!(std::fs::read(file(1)).unwrap(), [7; 5000]);
 }

@@ -10,7 +10,7 @@ use store::identity::class;
 use store::journal::{Action, Settled, Verb};
 use store::{IdentityPolicy, ObjectName, Store};
 
-use super::{Mover, Parking, Stage, Swap, swap, times_of};
+use super::{Mover, Parking, Stage, Swap, clear, swap, times_of, with_names_free};
 use crate::Result;
 use crate::hash::identify_on_disk;
 use crate::notes::Skip;
@@ -250,9 +250,8 @@ impl Mover<'_> {
     /// Takes the first `count` parked names away.
     fn unpark(&self, names: &Names<'_>, count: usize) {
         for at in 0..count {
-            match self.around.fs.unlink(names.parked(at)) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(errno) => self.stuck(errno),
+            if let Err(errno) = clear(self.around.fs, names.parked(at)) {
+                self.stuck(errno);
             }
         }
     }
@@ -310,13 +309,15 @@ impl Mover<'_> {
     }
 
     /// Exchanges some names with their parked ones. A name that the guest has replaced since stays as the guest made
-    /// it, and so does one in a directory that it has made unchangeable.
+    /// it, and so does one in a directory that it has made unchangeable, or given to a project.
     fn exchange_some(&self, names: &Names<'_>, some: std::ops::Range<usize>, ours: u64, expected: u64) {
         for at in some {
             match swap(self.around.fs, names.parked(at), names.places[at], ours, expected) {
                 Swap::Done | Swap::Foreign => {}
                 Swap::Stranded => self.keep_stranded(names.parked(at)),
-                Swap::Refused(Errno::NOENT | Errno::PERM | Errno::ACCESS) => self.keep(names.parked(at)),
+                Swap::Refused(Errno::NOENT | Errno::PERM | Errno::ACCESS | Errno::XDEV | Errno::DQUOT) => {
+                    self.keep(names.parked(at));
+                }
                 Swap::Refused(errno) | Swap::Stuck(errno) => self.stuck(errno),
             }
         }
@@ -526,7 +527,8 @@ fn lease_new(at: At<'_>) -> kernel::Result<Leased> {
 pub(crate) fn keep_aside(fs: &dyn Fs, store: &Store, parked: At<'_>) -> kernel::Result<Vec<u8>> {
     for copy in 0..u32::MAX {
         let name = format!("unclear.{copy}.{}", String::from_utf8_lossy(parked.name)).into_bytes();
-        match fs.rename_new(parked, At::new(store.quarantine(), &name)) {
+        let aside = At::new(store.quarantine(), &name);
+        match with_names_free(fs, parked, || fs.rename_new(parked, aside)) {
             Ok(()) => return Ok(name),
             Err(Errno::EXIST) => {}
             Err(errno) => return Err(errno),

@@ -34,7 +34,7 @@ use crate::{Error, Result};
 
 pub(crate) use action::keep_aside;
 use action::{Copy, Traces};
-pub(crate) use parked::{Parking, Swap, swap};
+pub(crate) use parked::{Parking, Swap, clear, swap, with_names_free};
 
 /// Neighbouring actions that one thread takes at a time.
 const STRIDE: usize = 32;
@@ -450,7 +450,7 @@ fn for_overflows(
     loop {
         match store.objects().open_file(name.path().as_bytes()) {
             Ok(file) => each(name, file)?,
-            // Under a guest's lease: its seal stays as it is, and the next run looks after it.
+            // Under a guest's lease: its seal stays as it is. The next run tries again, and says so if it can't.
             Err(Errno::AGAIN) => {}
             // One that no guest had any more may be gone from among them.
             Err(Errno::NOENT) if name.overflow < first.overflow => {}

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use kernel::{At, Dir, Errno, Fs};
+use kernel::{At, Dir, Errno, Fs, change_names};
 use store::Store;
 use store::journal::RunId;
 
@@ -138,4 +138,24 @@ pub(crate) fn swap(fs: &dyn Fs, parked: At<'_>, place: At<'_>, ours: u64, expect
         }
     }
     Swap::Stuck(Errno::AGAIN)
+}
+
+/// Takes a parked name away.
+pub(crate) fn clear(fs: &dyn Fs, parked: At<'_>) -> kernel::Result<()> {
+    match with_names_free(fs, parked, || fs.unlink(parked)) {
+        Err(Errno::NOENT) => Ok(()),
+        done => done,
+    }
+}
+
+/// Changes a parked name, also that of an inode that its guest has made immutable or append-only meanwhile.
+pub(crate) fn with_names_free(
+    fs: &dyn Fs,
+    parked: At<'_>,
+    change: impl Fn() -> kernel::Result<()>,
+) -> kernel::Result<()> {
+    match change() {
+        Err(Errno::PERM) => change_names(fs, &parked.dir.open_file(parked.name)?, change),
+        done => done,
+    }
 }

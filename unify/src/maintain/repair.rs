@@ -267,10 +267,11 @@ impl Task<'_> {
         done
     }
 
-    /// Whether the paths of an inode's names fit into the journal; noted if not.
+    /// Whether an inode's names and their paths fit into the journal; noted if not.
     fn is_within_reach(&self, names: &[Name]) -> bool {
         let dirs = names.chunk_by(|a, b| a.dir == b.dir);
-        let fit = dirs.map(|names| names[0].dir.length()).sum::<usize>() <= MAX_PATHS;
+        let paths: usize = dirs.map(|names| names[0].dir.length()).sum();
+        let fit = paths + names.iter().map(|name| name.name.len()).sum::<usize>() <= MAX_PATHS;
         if !fit {
             let guest = &self.guests[names[0].guest as usize];
             self.notes.skip(&guest.key, names[0].path(), Skip::OutOfReach);

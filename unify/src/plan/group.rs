@@ -17,7 +17,7 @@ use crate::guest::Guest;
 use crate::hash::identify;
 use crate::notes::{Count, Notes, Skip, Surroundings};
 use crate::objects::Objects;
-use crate::walk::{TICK_NANOS, is_over, lasts};
+use crate::walk::{TICK_NANOS, is_over, join, lasts, to_path};
 
 /// Files that are read before they are grouped and forgotten: bounds the memory for identities.
 const CHUNK: usize = 1 << 16;
@@ -176,8 +176,10 @@ impl<'a> Planner<'a> {
                     Outcome::Alone(id, inode) => items.remember(censuses, inode, id),
                     Outcome::Decided(decided) => found.assigned.add(decided),
                     Outcome::Waiting(id, members, existing) => {
-                        let existing = self.trusted(existing, &mut found.corrupt)?;
-                        found.waiting.push(Group { id, members, existing });
+                        match self.trusted(existing, &mut found.corrupt)? {
+                            Some(existing) => found.waiting.push(Group { id, members, existing }),
+                            None => members.iter().for_each(|inode| self.leave(censuses, items, *inode)),
+                        }
                     }
                 }
             }
@@ -206,22 +208,33 @@ impl<'a> Planner<'a> {
             .collect()
     }
 
-    /// Reads each object that is about to get new links (law 6). A corrupt one is as good as absent.
-    fn trusted(&self, existing: Vec<Twin>, corrupt: &mut Vec<ObjectName>) -> Result<Vec<Vec<u64>>> {
+    /// Reads each object that is about to get new links (law 6). A corrupt one is as good as absent. None: a guest keeps
+    /// one from being read or sealed, and nothing may be linked to it.
+    fn trusted(&self, existing: Vec<Twin>, corrupt: &mut Vec<ObjectName>) -> Result<Option<Vec<Vec<u64>>>> {
         let mut twins = Vec::new();
         for twin in existing {
             let mut inos = Vec::new();
             for (name, ino) in twin {
                 let Some(store) = self.store else { continue };
+                if self.objects.suspects.binary_search(&name).is_ok() {
+                    return Ok(None);
+                }
                 match is_intact(self.around, store, name)? {
                     Some(true) => inos.push(ino),
                     Some(false) => corrupt.push(name),
-                    None => {}
+                    None => return Ok(None),
                 }
             }
             twins.push(inos);
         }
-        Ok(twins)
+        Ok(Some(twins))
+    }
+
+    /// Leaves an inode as it is, whose object is busy.
+    fn leave(&self, censuses: &[Census], items: &Items, inode: Inode) {
+        let (guest, file) = (items.guest(inode) as usize, items.row(censuses, inode));
+        let path = join(&censuses[guest].dir_path(file.dir), censuses[guest].name(file.name));
+        self.notes.skip(&self.guests[guest].key, to_path(&path), Skip::Busy);
     }
 
     /// Which guests have a name of which existing object already: they need the next twin. Only guests

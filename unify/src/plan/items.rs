@@ -72,7 +72,7 @@ impl Items {
         &self.0[inode.first as usize..][..inode.names as usize]
     }
 
-    /// Bytes of the paths of all directories that have a name of the inode; 0 for few names, whose paths
+    /// Bytes of an inode's names and of the paths of all directories that have one; 0 for few names, whose paths
     /// cannot be many.
     pub(super) fn path_bytes(&self, censuses: &[Census], inode: Inode) -> usize {
         const FEW: u32 = 64;
@@ -81,7 +81,12 @@ impl Items {
         }
         let row = |item: &Item| (item.guest, censuses[item.guest as usize].files[item.file as usize].dir);
         let dirs: HashSet<(u32, u32)> = self.names(inode).iter().map(row).collect();
-        dirs.iter().map(|&(guest, dir)| censuses[guest as usize].dir_path(dir).len()).sum()
+        let name = |item: &Item| {
+            let census = &censuses[item.guest as usize];
+            census.name(census.files[item.file as usize].name).len()
+        };
+        let names: usize = self.names(inode).iter().map(name).sum();
+        names + dirs.iter().map(|&(guest, dir)| censuses[guest as usize].dir_path(dir).len()).sum::<usize>()
     }
 
     /// The guest of the first name.

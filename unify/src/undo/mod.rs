@@ -240,7 +240,8 @@ impl Session<'_> {
 /// Whether the paths of an inode's names are no more than the journal should hold.
 fn fits_the_journal(held: &Held, names: &[u32]) -> bool {
     let places = names.chunk_by(|a, b| held.place(*a).1 == held.place(*b).1);
-    places.map(|names| held.place(names[0]).0.path_bytes()).sum::<usize>() <= MAX_PATHS
+    let paths: usize = places.map(|names| held.place(names[0]).0.path_bytes()).sum();
+    paths + names.iter().map(|row| held.name(*row).len()).sum::<usize>() <= MAX_PATHS
 }
 
 /// Whether an immutable object is one whose names are not free: plain immutable, not link-invert.

@@ -70,6 +70,13 @@ impl Setting<'_> {
                     .cure("run vstore scrub to see which guests have it"),
             );
         }
+        for name in &report.unsealed {
+            self.out.warn(
+                &Problem::new("an object has no seal: a guest has it open for writing, or under a lease")
+                    .at(&name.file_name())
+                    .cure("run vstore scrub to see which guests have it; it gets no new names until it is sealed"),
+            );
+        }
         if report.reflinks.is_some_and(|reflinks| !reflinks.supported) {
             self.out.warn(
                 &Problem::new("this file system cannot share blocks between files: --reflink did nothing")
@@ -212,6 +219,8 @@ struct Summary<'a> {
     read_seconds: f64,
     skipped: BTreeMap<&'static str, u64>,
     corrupt: Vec<String>,
+    /// Objects that a guest keeps from being sealed.
+    unsealed: Vec<String>,
 }
 
 impl<'a> Summary<'a> {
@@ -245,6 +254,7 @@ impl<'a> Summary<'a> {
             read_seconds: report.read_seconds,
             skipped: report.skipped.clone(),
             corrupt: report.corrupt.iter().map(ToString::to_string).collect(),
+            unsealed: report.unsealed.iter().map(ToString::to_string).collect(),
         }
     }
 
