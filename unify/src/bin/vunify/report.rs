@@ -72,9 +72,13 @@ impl Setting<'_> {
         }
         for name in &report.unsealed {
             self.out.warn(
-                &Problem::new("an object has no seal: a guest has it open for writing, or under a lease")
-                    .at(&name.file_name())
-                    .cure("run vstore scrub to see which guests have it; it gets no new names until it is sealed"),
+                &Problem::new(
+                    "an object has no seal that could be seen: a guest has it open for writing, or leased",
+                )
+                .at(&name.file_name())
+                .cure(
+                    "run vstore scrub to see which guests have it; it gets no new names until it is sealed",
+                ),
             );
         }
         if report.reflinks.is_some_and(|reflinks| !reflinks.supported) {
