@@ -1,6 +1,6 @@
 //! Read leases: the kernel's word that nobody writes.
 
-use crate::{File, Result, sys};
+use crate::{Errno, File, Result, sys};
 
 /// An open file that has no writable descriptor and no writable shared mapping anywhere.
 ///
@@ -28,6 +28,16 @@ impl Leased {
     }
 }
 
+/// What an attempt to open a file gave; none if a guest that has it too keeps it from us, by a lease for writing or by
+/// having taken its key away.
+pub fn unless_withheld(opened: Result<File>) -> Result<Option<File>> {
+    match opened {
+        Ok(file) => Ok(Some(file)),
+        Err(Errno::AGAIN | Errno::NOKEY) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Must be called once before leases are used: a lease break is announced by SIGIO, whose default action
 /// ends the process.
 pub fn ignore_lease_breaks() {
@@ -37,7 +47,7 @@ pub fn ignore_lease_breaks() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Dir, Errno};
+    use crate::Dir;
 
     #[test]
     fn a_writer_prevents_and_breaks_the_lease() {

@@ -38,7 +38,7 @@ pub use dirent::{Entry, EntryBuffer};
 pub use extent::{Extent, Layout, first_extent, is_rotational, layout};
 pub use fs::{At, Fs, Metadata, Real, sample_file};
 pub use handle::{Dir, File};
-pub use lease::{Leased, ignore_lease_breaks};
+pub use lease::{Leased, ignore_lease_breaks, unless_withheld};
 pub use lock::{LockMode, OfdLock};
 pub use seal::{
     Offer, Protection, Seal, Verdict, are_extents_watched, change_names, free_names, lift_seals, probe,

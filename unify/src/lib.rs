@@ -26,6 +26,7 @@ mod problem;
 pub mod protection;
 mod recover;
 mod reflink;
+mod seals;
 mod session;
 mod start;
 mod undo;

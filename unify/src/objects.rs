@@ -71,6 +71,12 @@ impl Objects {
         Ok(Self { rows, classes, further, suspects, is_locked, is_new })
     }
 
+    /// Adds some that nothing may be linked to.
+    pub(crate) fn distrust(&mut self, more: &[ObjectName]) {
+        self.suspects.extend(more);
+        self.suspects.sort_unstable();
+    }
+
     /// Whether an inode of the store's file system is an object.
     pub fn contains(&self, ino: u64) -> bool {
         self.rows.binary_search_by_key(&ino, |row| row.ino).is_ok()
@@ -88,14 +94,24 @@ impl Objects {
         std::iter::once(ObjectName::first(id)).chain(further)
     }
 
-    /// What the index should remember, with the objects that were admitted since; none if it knows already.
-    pub(crate) fn into_rows_if_new(mut self, admitted: Vec<ObjectRow>) -> Option<Vec<ObjectRow>> {
-        if !self.is_new && admitted.is_empty() {
+    /// What the index should remember, with the objects that were admitted since; none if it knows already. Suspects are
+    /// recorded as what they are not, so that they are suspects again.
+    pub(crate) fn into_rows_if_new(
+        mut self,
+        store: &Store,
+        admitted: Vec<ObjectRow>,
+    ) -> Option<Vec<ObjectRow>> {
+        if !self.is_new && admitted.is_empty() && self.suspects.is_empty() {
             return None;
         }
         self.rows.extend(admitted);
         self.rows.par_sort_unstable();
         self.rows.dedup_by_key(|row| row.ino);
+        for stat in self.suspects.iter().filter_map(|name| store.stat_object(*name).ok().flatten()) {
+            if let Ok(at) = self.rows.binary_search_by_key(&stat.ino, |row| row.ino) {
+                self.rows[at].class = !identity::class(store.format().identity, &stat);
+            }
+        }
         Some(self.rows)
     }
 

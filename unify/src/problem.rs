@@ -5,6 +5,7 @@ use kernel::Errno;
 use rusqlite::ErrorCode;
 
 use crate::Error;
+use crate::recover::Outcome;
 
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
@@ -30,6 +31,23 @@ impl From<Error> for Problem {
             Some(cure) => problem.cure(cure),
             None => problem,
         }
+    }
+}
+
+impl Outcome {
+    /// What recovery left for people to look after.
+    pub fn warnings(&self) -> impl Iterator<Item = Problem> {
+        let kept = |path| {
+            Problem::new("a file of unclear origin was kept in quarantine")
+                .at(path)
+                .cure("look at it and remove it if no guest misses it")
+        };
+        let unsealed = |path| {
+            Problem::new("shared, and without its seal: a guest has it under a lease")
+                .at(path)
+                .cure("stop that guest and run vstore scrub --repair")
+        };
+        self.kept.iter().map(kept).chain(self.unsealed.iter().map(unsealed))
     }
 }
 

@@ -10,9 +10,11 @@ use kernel::{At, Dir, Errno, File, Leased, Metadata, Seal, Stat, Time, lift_seal
 use store::journal::{Action, Batch, DirRef, Journal, NameRef, Run, RunEnd, Settled, Verb};
 use store::{ObjectName, Store};
 
-use crate::apply::{Parking, Swap, clear, collect, fasten, keep_aside, restore_time, swap};
+use crate::apply::{Parking, Swap, clear, collect, keep_aside, restore_time, swap};
 use crate::hash::identify;
+use crate::maintain::{expected_seal, fasten_corrupt};
 use crate::notes::{Skip, Surroundings};
+use crate::seals::fasten;
 use crate::walk::{TICK_NANOS, to_path};
 use crate::{Error, Result};
 
@@ -29,6 +31,8 @@ pub struct Outcome {
     pub removed: u64,
     /// Files of unclear origin that were put into `quarantine/` instead of being removed.
     pub kept: Vec<PathBuf>,
+    /// Files of the store that are still without their seal: a guest has them under a lease.
+    pub unsealed: Vec<PathBuf>,
 }
 
 /// Settles the run that was cut off, if there is one, and takes stray parked names away.
@@ -38,6 +42,10 @@ pub fn recover(around: &Surroundings<'_>, store: &Store, journal: &mut Journal) 
     if let Some(run) = journal.open_run()? {
         outcome.run = Some(run.id);
         Recovery::new(around, store, run.seal, &mut outcome).settle_run(journal, &run)?;
+    }
+    let seal = expected_seal(Some(journal))?.unwrap_or(Seal::None);
+    if !seal.leaves_names_free() {
+        outcome.unsealed.extend(fasten_corrupt(around.fs, store, seal)?);
     }
     for run in store.run_dirs("parked")? {
         // No batch that could be open accounts for these: in doubt nothing is removed.
@@ -204,7 +212,8 @@ impl Recovery<'_> {
         let not_done = settled.iter().filter(|how| **how == Settled::NotDone).count() as u64;
         self.outcome.taken_back += not_done;
         self.outcome.completed += settled.len() as u64 - not_done;
-        fasten(self.around.fs, self.store, &batch.actions, self.seal)?;
+        let unsealed = fasten(self.around.fs, self.store, &batch.actions, self.seal)?;
+        self.outcome.unsealed.extend(unsealed.into_iter().map(|name| self.store.object_path(name)));
         for (dir, time) in dirs.iter().zip(times) {
             if let (Some(dir), Some(time)) = (dir, time) {
                 restore_time(self.around.fs, dir, time);

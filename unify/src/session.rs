@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use kernel::{Errno, Leased, Seal, Time};
+use kernel::{Errno, Seal, Time};
 use rayon::prelude::*;
 use store::census::Census;
 use store::index::{Index, ObjectRow};
@@ -13,13 +13,13 @@ use store::{IdentityPolicy, ObjectName, Place, Store};
 
 use crate::apply::{Done, Executor};
 use crate::guest::Guest;
-use crate::hash::identify;
 use crate::judge::Judge;
 use crate::maintain::put_aside;
 use crate::notes::{Count, Notes, Skip, Skipped, Surroundings};
 use crate::objects::Objects;
 use crate::packages::Warning;
 use crate::plan::{Plan, Planner, Size, is_intact};
+use crate::seals::reseal;
 use crate::walk::{self, Walk};
 use crate::{Error, Reflinks, Result};
 
@@ -57,7 +57,7 @@ pub struct Report {
     pub done: Done,
     /// Objects that no longer are what their names say: moved to `quarantine/`.
     pub corrupt: Vec<ObjectName>,
-    /// Objects that have no seal, or could not be looked at: a guest has them open for writing, or under a lease.
+    /// Objects that could not be proven, sealed or put aside: a guest has them open for writing, or under a lease.
     pub unsealed: Vec<ObjectName>,
     /// Files that were left as they were, counted by short name.
     pub skipped: BTreeMap<&'static str, u64>,
@@ -145,20 +145,22 @@ impl<'a> Session<'a> {
         if survey.objects.is_locked {
             return Err(Error::OtherSeal { store: store.path().to_path_buf() });
         }
-        for name in &survey.corrupt {
-            put_aside(self.around, store, *name)?;
-        }
-        let corrupt = std::mem::take(&mut survey.corrupt);
+        let mut withheld = self.put_aside_all(store, &mut survey.corrupt)?;
+        survey.objects.distrust(&withheld);
         let began = survey.began;
-        let plan = self.plan(Some(store), (identity, Some(seal)), &survey.objects, &mut survey.censuses)?;
-        for name in &plan.corrupt {
-            put_aside(self.around, store, *name)?;
-        }
+        let mut plan =
+            self.plan(Some(store), (identity, Some(seal)), &survey.objects, &mut survey.censuses)?;
+        let untouched = self.put_aside_all(store, &mut plan.corrupt)?;
+        untouched.iter().for_each(|name| plan.leave_out(name.id));
+        withheld.extend(&untouched);
         let mut report = Report { warnings: self.warnings(), ..Report::of(&plan, survey.objects.len()) };
-        report.corrupt.extend(corrupt);
+        report.corrupt.append(&mut survey.corrupt);
         if seal != Seal::None {
-            report.unsealed.clone_from(&survey.objects.suspects);
+            withheld.extend(&survey.objects.suspects);
+            withheld.sort_unstable();
+            withheld.dedup();
         }
+        report.unsealed = withheld;
         report.end = Some(RunEnd::Complete);
         if self.around.stopping() {
             return Err(Error::Interrupted);
@@ -172,7 +174,8 @@ impl<'a> Session<'a> {
         drop(plan);
         report.objects += report.done.admitted;
         if let Some(index) = &mut index {
-            let objects = survey.objects.into_rows_if_new(admitted);
+            survey.objects.distrust(&untouched);
+            let objects = survey.objects.into_rows_if_new(store, admitted);
             for (census, dirs) in survey.censuses.iter_mut().zip(&touched) {
                 walk::forget(census, dirs);
             }
@@ -180,6 +183,17 @@ impl<'a> Session<'a> {
         }
         report.fill_skipped(self.notes);
         Ok(report)
+    }
+
+    /// Takes corrupt objects out of use. Those that a guest keeps where they are, are returned instead.
+    fn put_aside_all(&self, store: &Store, corrupt: &mut Vec<ObjectName>) -> Result<Vec<ObjectName>> {
+        let (mut done, mut withheld) = (Vec::new(), Vec::new());
+        for name in std::mem::take(corrupt) {
+            let aside = put_aside(self.around, store, name)?;
+            if aside.is_some() { &mut done } else { &mut withheld }.push(name);
+        }
+        *corrupt = done;
+        Ok(withheld)
     }
 
     fn warnings(&self) -> Vec<(PathBuf, Warning)> {
@@ -212,7 +226,7 @@ impl<'a> Session<'a> {
         for name in std::mem::take(&mut objects.suspects) {
             let Some(store) = store else { continue };
             match is_intact(self.around, store, name)? {
-                Some(true) if reseal(self.around, store, name, seal)? => {}
+                Some(true) if self.is_sealed_again(store, name, seal)? => {}
                 Some(false) => corrupt.push(name),
                 Some(true) | None => objects.suspects.push(name),
             }
@@ -242,6 +256,16 @@ impl<'a> Session<'a> {
             return Err(Error::Interrupted);
         }
         Ok(Survey { objects, censuses, corrupt, began })
+    }
+
+    /// False: a guest has it open for writing, or keeps us from opening it.
+    fn is_sealed_again(&self, store: &Store, name: ObjectName, seal: Option<Seal>) -> Result<bool> {
+        let Some(seal) = seal.filter(|seal| *seal != Seal::None) else { return Ok(true) };
+        match reseal(self.around, store, name, seal) {
+            Ok(()) => Ok(true),
+            Err(Skip::Failed(errno)) => Err(store::Error::at("seal", store.object_path(name))(errno).into()),
+            Err(_) => Ok(false),
+        }
     }
 
     fn plan<'s>(
@@ -371,23 +395,4 @@ impl Run<'_, '_> {
         report.end = Some(end);
         Ok(())
     }
-}
-
-/// An object whose content is right and whose seal is off gets it back. False: a guest has it open for writing, or keeps us
-/// from opening it.
-fn reseal(around: &Surroundings<'_>, store: &Store, name: ObjectName, seal: Option<Seal>) -> Result<bool> {
-    let Some(seal) = seal.filter(|seal| *seal != Seal::None) else { return Ok(true) };
-    let failed = |doing| store::Error::at(doing, store.object_path(name));
-    let file = match store.objects().open_file(name.path().as_bytes()) {
-        Err(Errno::AGAIN) => return Ok(false),
-        opened => opened.map_err(failed("open"))?,
-    };
-    let Ok(leased) = Leased::take(file) else { return Ok(false) };
-    let stat = leased.file().stat().map_err(failed("stat"))?;
-    let is_same = identify(around, leased.file(), &stat, store.format().identity) == Ok(name.id);
-    if !(is_same && leased.held()) {
-        return Ok(false);
-    }
-    around.fs.seal(leased.file(), seal).map_err(failed("seal"))?;
-    Ok(true)
 }

@@ -6,16 +6,18 @@ mod common;
 
 use std::io::{BufRead as _, BufReader};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, UNIX_EPOCH};
 
 use common::{REAL, World, alone};
 use fixtures::faulty::{Call, Fault, Faulty, Op, Script, When};
 use fixtures::loopfs::{FsKind, Options};
 use fixtures::{LoopFs, Manifest, need, require_command};
-use kernel::{Errno, Seal};
+use kernel::{Dir, Errno, Protection as _, Real, Seal};
+use serde_json::Value;
 use store::journal::RunEnd;
 use unify::Scope;
 
@@ -27,22 +29,26 @@ fn world(place: &Path, guests: usize) -> World {
     World::new(place, &vec![Manifest::parse(GUEST).unwrap(); guests])
 }
 
-/// Holds write leases, and is deaf to who wants to read. It can't write itself, so that its leases are all there is.
+/// Holds write leases on what nobody else has open, and is deaf to who wants to read. It can't write itself, so that its
+/// leases are all there is.
 const LEASES: &str = r#"
 import fcntl, os, signal, sys
 signal.signal(signal.SIGIO, signal.SIG_IGN)
 files = [os.open(name, os.O_RDONLY) for name in sys.argv[1:]]
 for file in files:
-    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    try:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except BlockingIOError:
+        os.close(file)
 print("held", flush=True)
 sys.stdin.read()
 "#;
 
 const FILES: [&str; 2] = ["usr/bin/tool", "usr/lib/file"];
 
-/// Has a guest lease its files for as long as `act` takes. Who waited would have them when the kernel takes the leases
-/// away, after 45 seconds.
-fn while_leased<T>(guest: &Path, act: impl FnOnce() -> T) -> T {
+/// A guest that holds leases on its files. Who waited would have them when the kernel takes the leases away, after 45
+/// seconds.
+fn lease(guest: &Path) -> Child {
     let mut holder = Command::new("python3")
         .args(["-c", LEASES])
         .args(FILES.map(|name| guest.join(name)))
@@ -53,9 +59,19 @@ fn while_leased<T>(guest: &Path, act: impl FnOnce() -> T) -> T {
     let mut said = String::new();
     BufReader::new(holder.stdout.take().unwrap()).read_line(&mut said).unwrap();
     assert_eq!(said, "held\n");
-    let done = act();
+    holder
+}
+
+fn release(mut holder: Child) {
     drop(holder.stdin.take());
     holder.wait().unwrap();
+}
+
+/// Has a guest lease its files for as long as `act` takes.
+fn while_leased<T>(guest: &Path, act: impl FnOnce() -> T) -> T {
+    let holder = lease(guest);
+    let done = act();
+    release(holder);
     done
 }
 
@@ -97,13 +113,26 @@ fn write_leases_on_unused_objects_stop_no_collection() {
     let world = world(place.path(), 2);
     world.unify(&REAL).unwrap();
     let (store, _) = world.open(&REAL).unwrap();
-    let collect = || store::gc::collect(&REAL, &store).unwrap().removed;
+    let mut objects = Vec::new();
+    store.for_each_object(|name, _, _| objects.push(name), drop).unwrap();
+    let aside = world.store_path().join("quarantine").join(format!("corrupt.0.{}", objects[0]));
+    std::fs::rename(store.object_path(objects[0]), aside).unwrap();
+    drop(store);
+    let gc = || {
+        let mut vstore = Command::new(env!("CARGO_BIN_EXE_vstore"));
+        let ran = vstore.args(["gc", "--quarantine", "--json"]).arg(world.store_path()).output().unwrap();
+        let summary: Value =
+            serde_json::from_slice(ran.stdout.split(|b| *b == b'\n').rev().nth(1).unwrap()).unwrap();
+        let count = |what: &str| summary[what].as_u64().unwrap();
+        (ran.status.code(), count("removed"), count("withheld"), count("quarantine_withheld"))
+    };
     let remove = |name| world.guests.iter().for_each(|guest| std::fs::remove_file(guest.join(name)).unwrap());
-    let removed = while_leased(&world.guests[0], || {
+    let kept = while_leased(&world.guests[0], || {
         FILES.iter().for_each(remove);
-        collect()
+        gc()
     });
-    assert_eq!((removed, collect()), (0, 2));
+    assert_eq!(kept, (Some(3), 0, 1, 1));
+    assert_eq!(gc(), (Some(0), 1, 0, 0));
 }
 
 #[test]
@@ -284,6 +313,83 @@ fn what_a_guest_keeps_from_being_sealed_gets_no_new_names() {
     }
     let report = world.unify(&REAL).unwrap();
     assert_eq!((report.unsealed.len(), links()), (0, [4, 4]), "{report:?}");
+}
+
+/// Puts the seals of plainly immutable files off and on around an act of the test's own.
+fn unsealed(paths: &[PathBuf], act: impl Fn(&Path)) {
+    for path in paths {
+        let file = Dir::open_host(path.parent().unwrap()).unwrap();
+        let file = file.open_file(path.file_name().unwrap().as_encoded_bytes()).unwrap();
+        Real.unseal(&file, Seal::Immutable).unwrap();
+        act(path);
+        Real.seal(&file, Seal::Immutable).unwrap();
+    }
+}
+
+fn names_in(guest: &Path) -> [PathBuf; 2] {
+    FILES.map(|name| guest.join(name))
+}
+
+/// What cannot be put aside, as a lease keeps us from the seal that holds its name, gets no new names, ends no run and is
+/// told; be it found by its metadata before the walk, or by its content before it is linked to.
+#[test]
+fn a_write_lease_on_a_corrupt_immutable_object_stops_no_run() {
+    const NAME: &str = "a_write_lease_on_a_corrupt_immutable_object_stops_no_run";
+    let _alone = alone();
+    need!(NAME, require_command("python3"));
+    for is_seen in [true, false] {
+        let disk = need!(NAME, LoopFs::ext4(64 << 20));
+        let mut world = world(disk.path(), 4);
+        world.seal = Seal::Immutable;
+        let late = world.guests.split_off(2);
+        world.unify(&REAL).unwrap();
+        world.guests.extend_from_slice(&late);
+        unsealed(&names_in(&world.guests[0]), |path| {
+            let file = std::fs::File::options().write(true).open(path).unwrap();
+            let before = file.metadata().unwrap().modified().unwrap();
+            file.write_all_at(b"broken", 100).unwrap();
+            file.set_modified(if is_seen { UNIX_EPOCH } else { before }).unwrap();
+        });
+        let content = || names_in(&late[0]).map(|path| std::fs::read(path).unwrap());
+        let good = content();
+        // As the first is moved, the other is leased.
+        let holder = Mutex::new(None);
+        let hook = |_: usize, _: &Call| *holder.lock().unwrap() = Some(lease(&world.guests[0]));
+        let script = Script::new().nth_of(Op::RenameNew, 1, Fault::Hook(When::After, Box::new(hook)));
+        let ended = world.unify(&Faulty::new(&REAL, script));
+        release(holder.into_inner().unwrap().unwrap());
+        let report = ended.unwrap();
+        assert_eq!((report.corrupt.len(), report.unsealed.len()), (1, 1), "{is_seen}: {report:?}");
+        assert_eq!((report.has_failures(), report.done.not_done), (true, 0));
+        assert_eq!(content(), good);
+        let report = world.unify(&REAL).unwrap();
+        assert_eq!((report.corrupt.len(), report.unsealed.len()), (1, 0), "{is_seen}: {report:?}");
+        assert_eq!(content(), good);
+    }
+}
+
+#[test]
+fn what_recovery_cannot_seal_is_told() {
+    const NAME: &str = "what_recovery_cannot_seal_is_told";
+    let _alone = alone();
+    need!(NAME, require_command("python3"));
+    let disk = need!(NAME, LoopFs::ext4(64 << 20));
+    let mut world = world(disk.path(), 2);
+    world.seal = Seal::Immutable;
+    let cut = Script::new().every_of(Op::Seal, Fault::Fail(Errno::IO));
+    world.unify(&Faulty::new(&REAL, cut)).unwrap_err();
+    let recover = || {
+        let mut vstore = Command::new(env!("CARGO_BIN_EXE_vstore"));
+        let ran = vstore.args(["recover", "--json"]).arg(world.store_path()).output().unwrap();
+        (ran.status.code(), String::from_utf8(ran.stderr).unwrap())
+    };
+    let (code, said) = while_leased(&world.guests[0], recover);
+    assert_eq!((code, said.matches("without its seal").count()), (Some(3), 2), "{said}");
+    let report = world.unify(&REAL).unwrap();
+    assert_eq!(report.unsealed.len(), 0);
+    let writable =
+        || names_in(&world.guests[0]).map(|path| std::fs::File::options().append(true).open(path).is_ok());
+    assert_eq!(writable(), [false; 2]);
 }
 
 /// Encrypts an empty directory with a key of its own, runs the command that is given, and takes the key away.

@@ -39,7 +39,7 @@ fn output(command: &mut Command) -> std::process::Output {
 fn image() -> Result<LoopFs, fixtures::Skip> {
     require_root()?;
     let _alone = SPAWNING.write().unwrap_or_else(PoisonError::into_inner);
-    LoopFs::ext4(32 << 20)
+    LoopFs::ext4(256 << 20)
 }
 
 fn write(manifest: &str, root: &Path) {
@@ -602,13 +602,13 @@ fn immutable_objects_are_repaired_and_stay_immutable() {
     }
 }
 
-fn scrub(world: &World, fs: &dyn Fs) -> unify::Result<Scrubbed> {
+fn scrub(world: &World, fs: &dyn Fs, seal: Option<Seal>) -> unify::Result<Scrubbed> {
     let _undisturbed = undisturbed();
     let store = world.open();
     let mut journal = Journal::open(&store)?;
     unify::recover(&around(fs), &store, &mut journal)?;
     let known = known_guests(&store, Some(&journal), &[world.path("d")])?;
-    let what = Scrub { sample: 100.0, seal: None, quarantine: true, repair: true };
+    let what = Scrub { sample: 100.0, seal, quarantine: true, repair: true };
     unify::maintain::scrub(&around(fs), &store, Some(&mut journal), &known.guests, what, "a test")
 }
 
@@ -621,7 +621,7 @@ fn a_repair_that_fails_anywhere_can_be_done_again() {
     probe.damage("a/usr/bin/two");
     let bad = probe.bytes("a/usr/bin/two");
     let counted = Faulty::new(&Real, Script::new());
-    assert_eq!(scrub(&probe, &counted).unwrap().corrupt[0].left, 0);
+    assert_eq!(scrub(&probe, &counted, None).unwrap().corrupt[0].left, 0);
     let calls = counted.count();
     assert!(calls > 20, "{calls}");
     for n in 1..=calls {
@@ -630,14 +630,14 @@ fn a_repair_that_fails_anywhere_can_be_done_again() {
         with_good_copy(&world);
         world.damage("a/usr/bin/two");
         let faulty = Faulty::new(&Real, Script::new().nth(n, Fault::Fail(Errno::IO)));
-        drop(scrub(&world, &faulty));
+        drop(scrub(&world, &faulty, None));
         for guest in ["a", "b", "c"] {
             for name in ["two", "deux"] {
                 let bytes = world.bytes(&format!("{guest}/usr/bin/{name}"));
                 assert!(bytes == good || bytes == bad, "call {n}: {guest}/{name}");
             }
         }
-        scrub(&world, &Real).unwrap_or_else(|error| panic!("call {n}: {error}"));
+        scrub(&world, &Real, None).unwrap_or_else(|error| panic!("call {n}: {error}"));
         // Where a directory's time could not be set back, that time is lost and nothing else.
         if faulty.ops().get(n - 1) != Some(&Op::SetDirMtime) {
             world.assert_same(&before);
@@ -646,6 +646,43 @@ fn a_repair_that_fails_anywhere_can_be_done_again() {
         assert_eq!(std::fs::read_dir(world.store.join("staged")).unwrap().count(), 0, "call {n}");
         assert_eq!(std::fs::read_dir(world.store.join("parked")).unwrap().count(), 0, "call {n}");
     }
+}
+
+/// Wherever a repair is cut off: recovery leaves no corrupt file without the seal that it had.
+#[test]
+fn a_repair_that_is_cut_off_leaves_nothing_unsealed() {
+    let test = "a_repair_that_is_cut_off_leaves_nothing_unsealed";
+    let image = need!(test, image());
+    let base = image.path().canonicalize().unwrap();
+    let seal = Some(Seal::Immutable);
+    let broken = |n: usize| {
+        let place = base.join(n.to_string());
+        let world = World::at(place, None, &[("a", TOOLS), ("b", TOOLS)]);
+        world.unify(&["a", "b"], Seal::Immutable);
+        write(TOOLS, &world.path("d"));
+        assert!(set_seal(&world, "a/usr/bin/two", Seal::Immutable, false));
+        world.damage("a/usr/bin/two");
+        assert!(set_seal(&world, "a/usr/bin/two", Seal::Immutable, true));
+        world
+    };
+    let counted = Faulty::new(&Real, Script::new());
+    scrub(&broken(0), &counted, seal).unwrap();
+    let mut was_off = 0;
+    let is_on = |world: &World| {
+        let quarantine = Dir::open_host(&world.store.join("quarantine")).unwrap();
+        let file = |name: &String| quarantine.open_file(name.as_bytes()).unwrap();
+        world.kept().iter().all(|name| Seal::Immutable.is_on(&file(name)).unwrap())
+    };
+    for n in 1..=counted.count() {
+        let world = broken(n);
+        drop(scrub(&world, &Faulty::new(&Real, Script::new().from_nth(n, Fault::Fail(Errno::IO))), seal));
+        was_off += usize::from(!is_on(&world));
+        let settled = world.run(&["recover"]);
+        assert_eq!((settled.code, is_on(&world)), (Some(0), true), "call {n}: {}", settled.errors);
+        scrub(&world, &Real, seal).unwrap_or_else(|error| panic!("call {n}: {error}"));
+        assert_eq!((world.run(&["scrub"]).code, is_on(&world)), (Some(0), true), "call {n}");
+    }
+    assert!(was_off > 3, "{was_off} of {}", counted.count());
 }
 
 #[test]

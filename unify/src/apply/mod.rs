@@ -22,13 +22,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use kernel::{Dir, Errno, File, Fs, Seal, Time};
+use kernel::{Dir, Errno, Fs, Seal, Time};
 use rayon::prelude::*;
+use store::gc::{Removal, remove_unused};
 use store::journal::{Action, Batch, Journal, RunEnd, RunId, Settled, Verb};
 use store::{IdentityPolicy, ObjectName, Store};
 
 use crate::guest::Guest;
 use crate::notes::{Notes, Skip, Surroundings};
+use crate::seals::{fasten, loosen};
 use crate::walk::to_path;
 use crate::{Error, Result};
 
@@ -187,6 +189,7 @@ impl<'a> Executor<'a> {
             self.settle(&traces)?;
         }
         if !mover.seal.leaves_names_free() {
+            // All of them are open, here or under a lease of ours: no guest has one of its own.
             fasten(mover.around.fs, mover.store, &batch.actions, mover.seal)?;
             mover.sync()?;
         }
@@ -393,72 +396,19 @@ fn let_openers_run(moved: Instant) {
     }
 }
 
-/// Where a sealed inode can get no new names, its seal is off for the length of a batch. Returns the files, which are
-/// to stay open until [`fasten`] has been there: no guest's lease keeps it out.
-fn loosen(fs: &dyn Fs, store: &Store, actions: &[Action], seal: Seal) -> Result<Vec<File>> {
-    let mut loose = Vec::new();
-    change_seals(store, actions, seal, |file| {
-        fs.unseal(&file, seal)?;
-        loose.push(file);
-        Ok(())
-    })?;
-    Ok(loose)
-}
-
-/// Puts back on what [`loosen`] took off.
-pub(crate) fn fasten(fs: &dyn Fs, store: &Store, actions: &[Action], seal: Seal) -> Result<()> {
-    change_seals(store, actions, seal, |file| fs.seal(&file, seal))
-}
-
-fn change_seals(
-    store: &Store,
-    actions: &[Action],
-    seal: Seal,
-    mut change: impl FnMut(File) -> kernel::Result<()>,
-) -> Result<()> {
-    if seal.leaves_names_free() {
-        return Ok(());
-    }
-    for action in actions {
-        for_overflows(store, action.object, |name, file| {
-            change(file).map_err(store::Error::at("change the seal of", store.object_path(name)))?;
-            Ok(())
-        })?;
-    }
-    Ok(())
-}
-
 /// Removes the objects that actions were to copy and that no guest uses any more, be it that a guest has removed its own
 /// name. Returns how many, and the space given back.
 pub(crate) fn collect(fs: &dyn Fs, store: &Store, actions: &[Action]) -> Result<(u64, u64)> {
     let detached = actions.iter().filter(|action| action.verb == Verb::Detach);
     let objects: BTreeSet<ObjectName> = detached.map(|action| action.object).collect();
-    let freed: Vec<Option<u64>> = objects
-        .into_par_iter()
-        .map(|name| store::gc::remove_unused(fs, store, name))
-        .collect::<store::Result<_>>()?;
-    Ok((freed.iter().flatten().count() as u64, freed.iter().flatten().sum()))
-}
-
-/// Calls `each` for every existing inode of an object's twin that guests let us open.
-fn for_overflows(
-    store: &Store,
-    first: ObjectName,
-    mut each: impl FnMut(ObjectName, File) -> Result<()>,
-) -> Result<()> {
-    let mut name = ObjectName { overflow: 0, ..first };
-    loop {
-        match store.objects().open_file(name.path().as_bytes()) {
-            Ok(file) => each(name, file)?,
-            // Under a guest's lease: its seal stays as it is. The next run tries again, and says so if it can't.
-            Err(Errno::AGAIN) => {}
-            // One that no guest had any more may be gone from among them.
-            Err(Errno::NOENT) if name.overflow < first.overflow => {}
-            Err(Errno::NOENT) => return Ok(()),
-            Err(errno) => return Err(store::Error::at("open", store.object_path(name))(errno).into()),
-        }
-        name = name.next_overflow();
-    }
+    let freed = |name| match remove_unused(fs, store, name) {
+        Ok(Removal::Freed(bytes)) => Some(Ok(bytes)),
+        // What a guest keeps from us is garbage for `vstore gc`.
+        Ok(Removal::Left | Removal::Withheld) => None,
+        Err(error) => Some(Err(error)),
+    };
+    let freed: Vec<u64> = objects.into_par_iter().filter_map(freed).collect::<store::Result<_>>()?;
+    Ok((freed.len() as u64, freed.iter().sum()))
 }
 
 /// The modification times of directories now.

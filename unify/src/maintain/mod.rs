@@ -25,8 +25,8 @@ use crate::guest::Guest;
 use crate::{Error, Result};
 
 pub use find::Name;
-pub(crate) use quarantine::put_aside;
 pub use quarantine::{Emptied, Kept, KeptKind, empty, kept};
+pub(crate) use quarantine::{fasten_corrupt, put_aside};
 pub use rebuild::{Rebuilt, rebuild};
 pub use scrub::{Corrupt, Fault, Scrub, Scrubbed, scrub};
 pub use status::{Objects, Status, status};

@@ -1,6 +1,8 @@
 //! What was taken out of use: corrupt objects, and files that recovery could not place.
 
-use kernel::{At, Dir, Errno, Fs, Stat, change_names};
+use std::path::PathBuf;
+
+use kernel::{At, Dir, Errno, Fs, Kind, Seal, Stat, change_names, unless_withheld};
 use store::{ObjectName, Store};
 
 use crate::Result;
@@ -73,6 +75,8 @@ pub struct Emptied {
     pub freed: u64,
     /// Objects that stay because guests have names of them.
     pub held: u64,
+    /// Objects that stay because a guest that has them open keeps them from us by a lease.
+    pub withheld: u64,
     /// Files of unclear origin, which are never removed.
     pub unclear: u64,
 }
@@ -89,7 +93,7 @@ pub fn empty(fs: Option<&dyn Fs>, store: &Store) -> Result<Emptied> {
                 if let Some(fs) = fs
                     && !remove(fs, store, &kept.name)?
                 {
-                    emptied.held += 1;
+                    emptied.withheld += 1;
                     continue;
                 }
                 emptied.freed += kept.stat.allocated();
@@ -103,10 +107,8 @@ pub fn empty(fs: Option<&dyn Fs>, store: &Store) -> Result<Emptied> {
 /// `Ok(false)`: a guest that has it open keeps it from us by a lease.
 fn remove(fs: &dyn Fs, store: &Store, name: &[u8]) -> Result<bool> {
     let failed = || store::Error::at("remove", path_of(store, name));
-    let file = match store.quarantine().open_file(name) {
-        Err(Errno::AGAIN) => return Ok(false),
-        opened => opened.map_err(failed())?,
-    };
+    let opened = unless_withheld(store.quarantine().open_file(name)).map_err(failed())?;
+    let Some(file) = opened else { return Ok(false) };
     change_names(fs, &file, || fs.unlink(At::new(store.quarantine(), name))).map_err(failed())?;
     Ok(true)
 }
@@ -123,18 +125,47 @@ pub(super) fn restore(fs: &dyn Fs, store: &Store, aside: &[u8], name: ObjectName
 }
 
 /// Takes a corrupt object out of use; returns its name in quarantine. Guests that have it keep it, and its
-/// seal stays on, so that none changes it for the others.
-pub(crate) fn put_aside(around: &Surroundings<'_>, store: &Store, name: ObjectName) -> Result<Vec<u8>> {
+/// seal stays on, so that none changes it for the others. None: its seal holds its name, and a guest keeps us from
+/// opening it.
+pub(crate) fn put_aside(
+    around: &Surroundings<'_>,
+    store: &Store,
+    name: ObjectName,
+) -> Result<Option<Vec<u8>>> {
     let path = name.path();
     let failed = || store::Error::at("quarantine", store.object_path(name));
     // Only a regular file can carry a seal; one that cannot even be opened is moved as it is.
     let object = At::new(store.objects(), path.as_bytes());
     let move_aside = || rename_aside(around.fs, object, store.quarantine(), name);
-    let aside = match store.objects().open_file(path.as_bytes()) {
-        Ok(file) => change_names(around.fs, &file, move_aside),
+    let aside = match unless_withheld(store.objects().open_file(path.as_bytes())) {
+        Ok(Some(file)) => change_names(around.fs, &file, move_aside),
+        Ok(None) => match move_aside() {
+            Err(Errno::PERM) => return Ok(None),
+            moved => moved,
+        },
         Err(_) => move_aside(),
     };
-    Ok(aside.map_err(failed())?)
+    Ok(Some(aside.map_err(failed())?))
+}
+
+/// Puts a seal that holds names on what lies corrupt in quarantine without it: who moved it there, or took names of it
+/// away, was cut off. Returns what is still without, as a guest keeps us from opening it.
+pub(crate) fn fasten_corrupt(fs: &dyn Fs, store: &Store, seal: Seal) -> Result<Vec<PathBuf>> {
+    let mut unsealed = Vec::new();
+    for kept in kept(store)? {
+        let is_corrupt = matches!(kept.kind, KeptKind::Corrupt(_)) && kept.stat.kind == Kind::File;
+        if !is_corrupt || kept.stat.immutable {
+            continue;
+        }
+        let path = || path_of(store, &kept.name);
+        match unless_withheld(store.quarantine().open_file(&kept.name)) {
+            Ok(Some(file)) => fs.seal(&file, seal).map_err(store::Error::at("seal", path()))?,
+            Ok(None) => unsealed.push(path()),
+            // The disk gives it to nobody.
+            Err(_) => {}
+        }
+    }
+    Ok(unsealed)
 }
 
 fn rename_aside(fs: &dyn Fs, from: At<'_>, quarantine: &Dir, name: ObjectName) -> kernel::Result<Vec<u8>> {
@@ -149,7 +180,7 @@ fn rename_aside(fs: &dyn Fs, from: At<'_>, quarantine: &Dir, name: ObjectName) -
     Err(Errno::EXIST)
 }
 
-pub(super) fn path_of(store: &Store, name: &[u8]) -> std::path::PathBuf {
+pub(super) fn path_of(store: &Store, name: &[u8]) -> PathBuf {
     store.path().join("quarantine").join(crate::walk::to_path(name))
 }
 

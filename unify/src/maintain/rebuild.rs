@@ -60,7 +60,7 @@ pub fn rebuild(
         guests.iter().zip(&censuses).map(|(guest, census)| (guest.key.clone(), Some(census))).collect();
     index::discard(store)?;
     let objects_known = objects.len() as u64;
-    let rows = objects.into_rows_if_new(Vec::new()).unwrap_or_default();
+    let rows = objects.into_rows_if_new(store, Vec::new()).unwrap_or_default();
     Index::open(store)?.store(&known, Some(&rows))?;
     let count = |(guest, census): (&Guest, &Census)| {
         let candidates = census.files.iter().filter(|file| file.state == 0).count();

@@ -60,6 +60,11 @@ pub(super) struct Task<'a> {
     pub(super) command: &'a str,
 }
 
+/// Whether guests are to get a good object for it. One that is still in its slot is not held by its name alone.
+fn is_wanted(one: &Corrupt) -> bool {
+    !one.names.is_empty() && one.aside.is_some()
+}
+
 /// A corrupt object and the good one that takes its place.
 struct Replacement {
     at: usize,
@@ -70,9 +75,7 @@ impl Task<'_> {
     /// Repairs what can be. Returns the run, if there was something to do.
     pub(super) fn run(&self, journal: &mut Journal, corrupt: &mut [Corrupt]) -> Result<Option<RunId>> {
         self.clear_staged()?;
-        let wanted: BTreeSet<ObjectId> =
-            corrupt.iter().filter(|one| !one.names.is_empty()).map(|one| one.object.id).collect();
-        if wanted.is_empty() {
+        if !corrupt.iter().any(is_wanted) {
             return Ok(None);
         }
         let replacements = self.replace(corrupt)?;
@@ -83,13 +86,15 @@ impl Task<'_> {
         let batches = self.batches(corrupt, &replacements);
         let names: usize = batches.iter().flat_map(|batch| &batch.actions).map(|one| one.names.len()).sum();
         self.around.observer.phase("linking", names as u64);
-        self.hold_names(corrupt, &replacements, false)?;
+        let loose = self.loosen(corrupt, &replacements)?;
         let setting = (run, self.seal);
         let mut executor = Executor::new(self.around, self.store, journal, self.guests, self.notes, setting)?;
         let mut end = executor.execute(batches.into_iter())?;
         let done = executor.finish()?;
-        self.hold_names(corrupt, &replacements, true)?;
-        let without = corrupt.iter().filter(|one| !one.names.is_empty() && !one.replaced).count();
+        for file in &loose {
+            self.around.fs.seal(file, self.seal).map_err(self.failed("seal what is in quarantine of"))?;
+        }
+        let without = corrupt.iter().filter(|one| is_wanted(one) && !one.replaced).count();
         let wanted: usize = replacements.iter().map(|one| corrupt[one.at].names.len()).sum();
         if end == RunEnd::Complete && (done.not_done > 0 || without > 0 || names < wanted) {
             end = RunEnd::Partial;
@@ -108,7 +113,7 @@ impl Task<'_> {
         self.around.observer.phase("copying", 0);
         let staged = self.store.run_dir(self.around.fs, "staged", STAGING)?;
         let (mut copies, mut replacements) = (Vec::new(), Vec::new());
-        for (at, one) in corrupt.iter().enumerate().filter(|(_, one)| !one.names.is_empty()) {
+        for (at, one) in corrupt.iter().enumerate().filter(|(_, one)| is_wanted(one)) {
             let name = format!("{at}").into_bytes();
             if self.is_there(one.object)? {
                 replacements.push(Replacement { at, object: one.object });
@@ -279,23 +284,19 @@ impl Task<'_> {
         fit
     }
 
-    /// A plainly immutable inode cannot lose names: its seal is off while it does, and on again for as long
-    /// as some guest holds it.
-    fn hold_names(&self, corrupt: &[Corrupt], replacements: &[Replacement], hold: bool) -> Result<()> {
+    /// A plainly immutable inode cannot lose names: its seal is off while it does. The files stay open meanwhile, so that
+    /// no guest's lease keeps the seal from being put on again.
+    fn loosen(&self, corrupt: &[Corrupt], replacements: &[Replacement]) -> Result<Vec<File>> {
+        let mut loose = Vec::new();
         if self.seal.leaves_names_free() {
-            return Ok(());
+            return Ok(loose);
         }
         for aside in replacements.iter().filter_map(|one| corrupt[one.at].aside.as_ref()) {
             let Ok(file) = self.store.quarantine().open_file(aside) else { continue };
-            let held = file.stat().is_ok_and(|stat| stat.nlink > 1);
-            let changed = match (hold, held) {
-                (false, _) => free_names(self.around.fs, &file).map(drop),
-                (true, true) => self.around.fs.seal(&file, self.seal),
-                (true, false) => Ok(()),
-            };
-            changed.map_err(self.failed("change a seal in quarantine of"))?;
+            free_names(self.around.fs, &file).map_err(self.failed("unseal what is in quarantine of"))?;
+            loose.push(file);
         }
-        Ok(())
+        Ok(loose)
     }
 
     /// What is staged belongs to nobody: an earlier repair was cut off before it published it.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 
-use kernel::{EntryBuffer, Errno, File, Kind, Leased, Seal};
+use kernel::{EntryBuffer, Errno, File, Kind, Seal};
 use rayon::prelude::*;
 use store::journal::{Journal, RunId};
 use store::{ObjectName, Store};
@@ -15,6 +15,7 @@ use super::{Name, repair};
 use crate::guest::Guest;
 use crate::hash::identify;
 use crate::notes::{Notes, Skip, Skipped, Surroundings};
+use crate::seals::reseal;
 use crate::{Error, Result};
 
 /// Objects without their seal that are named in the report; the rest are counted.
@@ -78,7 +79,7 @@ pub struct Corrupt {
     pub fault: Fault,
     /// Its inode number.
     pub ino: u64,
-    /// Its name in quarantine, once it is there.
+    /// Its name in quarantine, once it is there: a guest may keep it where it is, by a lease.
     pub aside: Option<Vec<u8>>,
     /// Its names in the guests at hand, before any repair.
     pub names: Vec<Name>,
@@ -145,7 +146,7 @@ pub fn scrub(
     check_objects(around, store, what, &mut report)?;
     if what.quarantine {
         for corrupt in &mut report.corrupt {
-            corrupt.aside = Some(put_aside(around, store, corrupt.object)?);
+            corrupt.aside = put_aside(around, store, corrupt.object)?;
         }
     }
     look_into_quarantine(around, store, what, &mut report)?;
@@ -291,24 +292,6 @@ fn look_at(around: &Surroundings<'_>, store: &Store, what: Scrub, name: ObjectNa
         Err(Skip::Changed) if !around.stopping() => Look::Bad(Fault::Altered, stat.ino),
         Err(why) => Look::Unchecked(why),
     }
-}
-
-/// Puts a missing seal on. Somebody may have the object open for writing: it is proven once more, under a
-/// lease.
-fn reseal(
-    around: &Surroundings<'_>,
-    store: &Store,
-    name: ObjectName,
-    seal: Seal,
-) -> std::result::Result<(), Skip> {
-    let file = store.objects().open_file(name.path().as_bytes()).map_err(Skip::from_errno)?;
-    let lease = Leased::take(file).map_err(Skip::from_errno)?;
-    let stat = lease.file().stat().map_err(Skip::from_errno)?;
-    let id = identify(around, lease.file(), &stat, store.format().identity)?;
-    if id != name.id || !lease.held() {
-        return Err(Skip::Busy);
-    }
-    around.fs.seal(lease.file(), seal).map_err(Skip::Failed)
 }
 
 /// Only what the disk says of the object is a fault of it; no memory, no permission and the like are not.

@@ -14,10 +14,10 @@ mod read;
 
 use std::collections::HashSet;
 
-use store::ObjectName;
 use store::census::Census;
 use store::index::ObjectRow;
 use store::journal::{Action, Batch, NameRef, Verb};
+use store::{ObjectId, ObjectName};
 
 use crate::guest::Guest;
 use assign::{Assigned, Move};
@@ -76,6 +76,14 @@ impl Plan<'_> {
             }
         }
         touched
+    }
+
+    /// Leaves the files of an identity as they are.
+    pub(crate) fn leave_out(&mut self, id: ObjectId) {
+        let Assigned { admits, links, targets } = &mut self.assigned;
+        for moves in [admits, links] {
+            moves.retain(|step| targets[step.target as usize].id != id);
+        }
     }
 
     pub(crate) fn censuses(&self) -> &[Census] {

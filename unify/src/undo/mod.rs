@@ -10,7 +10,7 @@ mod shared;
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
-use kernel::{Dir, Errno, Seal};
+use kernel::{Dir, Errno, Seal, unless_withheld};
 use store::journal::{Action, Batch, Journal, NameRef, RunEnd, RunId, RunKind, Verb};
 use store::{ObjectName, Store};
 
@@ -218,12 +218,14 @@ impl Session<'_> {
             object.size = stat.size;
             let is_locked = match stat.immutable.then(|| is_locked(store, object.name)) {
                 None => false,
-                // A guest's lease keeps us out.
-                Some(Err(Errno::AGAIN)) => {
-                    guests.retain(|&names| leave(names, Skip::Busy));
-                    continue;
+                Some(known) => {
+                    let known = known.map_err(store::Error::at("look at", store.object_path(object.name)))?;
+                    let Some(is_locked) = known else {
+                        guests.retain(|&names| leave(names, Skip::Busy));
+                        continue;
+                    };
+                    is_locked
                 }
-                Some(known) => known.map_err(store::Error::at("look at", store.object_path(object.name)))?,
             };
             let moves = if is_locked { &mut locked } else { &mut free };
             moves.extend(guests.into_iter().map(|(first, count)| Move { first, count }));
@@ -244,10 +246,11 @@ fn fits_the_journal(held: &Held, names: &[u32]) -> bool {
     paths + names.iter().map(|row| held.name(*row).len()).sum::<usize>() <= MAX_PATHS
 }
 
-/// Whether an immutable object is one whose names are not free: plain immutable, not link-invert.
-fn is_locked(store: &Store, object: ObjectName) -> kernel::Result<bool> {
-    let file = store.objects().open_file(object.path().as_bytes())?;
-    Ok(!Seal::Patch.is_on(&file)?)
+/// Whether an immutable object is one whose names are not free: plain immutable, not link-invert. None: a guest keeps it
+/// from us.
+fn is_locked(store: &Store, object: ObjectName) -> kernel::Result<Option<bool>> {
+    let file = unless_withheld(store.objects().open_file(object.path().as_bytes()))?;
+    file.map(|file| Ok(!Seal::Patch.is_on(&file)?)).transpose()
 }
 
 impl Planned {

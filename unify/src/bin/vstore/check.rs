@@ -141,6 +141,10 @@ fn fate(corrupt: &Corrupt, what: Scrub) -> String {
         Corrupt { replaced: true, left, .. } => {
             format!("a good copy is there; {} left: try again", Many(*left, "name is", "names are"))
         }
+        Corrupt { aside: None, .. } if what.quarantine => {
+            "a guest has it under a lease, which keeps it where it is: stop the guest and try again"
+                .to_owned()
+        }
         _ if what.repair => "no good copy was found: reinstall the package in these guests".to_owned(),
         Corrupt { fault: Fault::KnownBefore, .. } => "use --repair to look for a good copy".to_owned(),
         _ if what.quarantine => "put into quarantine; use --repair to look for a good copy".to_owned(),

@@ -220,13 +220,7 @@ impl Setting<'_> {
         kernel::ignore_lease_breaks();
         let mut journal = Journal::open(store).map_err(Error::from)?;
         let outcome = recover(&self.around, store, &mut journal)?;
-        for path in &outcome.kept {
-            self.out.warn(
-                &Problem::new("a file of unclear origin was kept in quarantine")
-                    .at(path)
-                    .cure("look at it and remove it if no guest misses it"),
-            );
-        }
+        outcome.warnings().for_each(|warning| self.out.warn(&warning));
         Ok((journal, outcome))
     }
 

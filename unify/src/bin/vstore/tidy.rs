@@ -7,6 +7,7 @@ use cli::{Count, DryRun, Exit, HumanBytes, Many, Problem};
 use kernel::{Fs, Real};
 use serde_json::json;
 use store::Store;
+use store::gc::Outcome as Collected;
 use unify::maintain::{Emptied, empty};
 use unify::{Error, Recovered};
 
@@ -32,13 +33,12 @@ pub(crate) struct RecoverArgs {
 
 pub(crate) fn gc(setting: &Setting<'_>, args: &GcArgs) -> Result<Exit, Problem> {
     let store = setting.open(args.place.place.as_ref(), access(args.dry))?;
-    let (seen, removed, freed) = if args.dry.dry_run {
+    let Collected { objects, removed, freed, withheld } = if args.dry.dry_run {
         preview(setting, &store)?
     } else {
         let (_, settled) = setting.recovered(&store)?;
         show_recovered(setting, &settled);
-        let outcome = store::gc::collect(&Real, &store).map_err(Error::from)?;
-        (outcome.objects, outcome.removed, outcome.freed)
+        store::gc::collect(&Real, &store).map_err(Error::from)?
     };
     let fs: Option<&dyn Fs> = if args.dry.dry_run { None } else { Some(&Real) };
     let emptied = if args.quarantine { empty(fs, &store)? } else { Emptied::default() };
@@ -47,12 +47,14 @@ pub(crate) fn gc(setting: &Setting<'_>, args: &GcArgs) -> Result<Exit, Problem> 
         setting.out.event("removed", &KeptShown::new(kept), || format!("quarantine: {name}"));
     }
     let value = json!({
-        "objects": seen,
+        "objects": objects,
         "removed": removed,
         "freed_bytes": freed,
+        "withheld": withheld,
         "quarantine_removed": emptied.removed.len(),
         "quarantine_freed_bytes": emptied.freed,
         "quarantine_held": emptied.held,
+        "quarantine_withheld": emptied.withheld,
         "quarantine_unclear": emptied.unclear,
         "dry_run": args.dry.dry_run,
     });
@@ -61,7 +63,7 @@ pub(crate) fn gc(setting: &Setting<'_>, args: &GcArgs) -> Result<Exit, Problem> 
         let text = format!(
             "{} of {} {would}removed: {}",
             Count(removed),
-            Many(seen, "object", "objects"),
+            Many(objects, "object", "objects"),
             HumanBytes(freed)
         );
         if !args.quarantine {
@@ -75,12 +77,19 @@ pub(crate) fn gc(setting: &Setting<'_>, args: &GcArgs) -> Result<Exit, Problem> 
         let path = store.path().join("quarantine");
         setting.out.warn(&Problem::new(text).at(&path).cure("look at them and remove them by hand"));
     }
+    let withheld = withheld + emptied.withheld;
+    if withheld > 0 {
+        let text = format!("{} that no guest needs stay", Many(withheld, "file", "files"));
+        let why = format!("{text}: a guest has them under a lease");
+        setting.out.warn(&Problem::new(why).at(store.path()).cure("stop that guest and run this again"));
+        return Ok(Exit::Partly);
+    }
     Ok(Exit::Done)
 }
 
-/// What a collection would take: how many it would see, how many remove, and how much that would free.
-fn preview(setting: &Setting<'_>, store: &Store) -> Result<(u64, u64, u64), Problem> {
-    let (seen, garbage) = store::gc::garbage(store).map_err(Error::from)?;
+/// What a collection would do, as far as can be told without trying.
+fn preview(setting: &Setting<'_>, store: &Store) -> Result<Collected, Problem> {
+    let (objects, garbage) = store::gc::garbage(store).map_err(Error::from)?;
     let mut freed = 0;
     for name in &garbage {
         let stat = store.stat_object(*name).map_err(Error::from)?;
@@ -89,7 +98,7 @@ fn preview(setting: &Setting<'_>, store: &Store) -> Result<(u64, u64, u64), Prob
         let value = json!({ "object": name.to_string(), "bytes": bytes });
         setting.out.detail("garbage", &value, || format!("{name}: {}", HumanBytes(bytes)));
     }
-    Ok((seen, garbage.len() as u64, freed))
+    Ok(Collected { objects, removed: garbage.len() as u64, freed, withheld: 0 })
 }
 
 pub(crate) fn recover(setting: &Setting<'_>, args: &RecoverArgs) -> Result<Exit, Problem> {
@@ -103,12 +112,13 @@ pub(crate) fn recover(setting: &Setting<'_>, args: &RecoverArgs) -> Result<Exit,
         "taken_back": settled.taken_back,
         "removed": settled.removed,
         "kept": settled.kept.len(),
+        "unsealed": settled.unsealed.len(),
     });
     setting.out.summary(&value, || match settled.run {
         Some(run) => format!("run {run} is settled"),
         None => "nothing to recover".to_owned(),
     });
-    Ok(Exit::Done)
+    Ok(if settled.unsealed.is_empty() { Exit::Done } else { Exit::Partly })
 }
 
 /// Says what a crash had left, if it had left something.

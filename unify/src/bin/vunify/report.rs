@@ -73,11 +73,11 @@ impl Setting<'_> {
         for name in &report.unsealed {
             self.out.warn(
                 &Problem::new(
-                    "an object has no seal that could be seen: a guest has it open for writing, or leased",
+                    "an object could not be looked at, sealed or put aside: a guest has it open for writing, or leased",
                 )
                 .at(&name.file_name())
                 .cure(
-                    "run vstore scrub to see which guests have it; it gets no new names until it is sealed",
+                    "run vstore scrub to see which guests have it; it gets no new names until then",
                 ),
             );
         }
@@ -223,7 +223,7 @@ struct Summary<'a> {
     read_seconds: f64,
     skipped: BTreeMap<&'static str, u64>,
     corrupt: Vec<String>,
-    /// Objects that a guest keeps from being sealed.
+    /// Objects that a guest keeps from being looked at, sealed or put aside.
     unsealed: Vec<String>,
 }
 

@@ -223,11 +223,7 @@ impl Setting<'_> {
                 )
             });
         }
-        for kept in &outcome.kept {
-            self.out.warn(
-                &Problem::new("kept a file of unclear origin").at(kept).cure("look at it, then remove it"),
-            );
-        }
+        outcome.warnings().for_each(|warning| self.out.warn(&warning));
         Ok(journal)
     }
 
