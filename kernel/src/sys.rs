@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
-use crate::{Errno, Result};
+use crate::{Errno, LockMode, Result};
 
 // linux/fs.h, linux/fsverity.h: numbers and layouts are kernel ABI.
 const FS_IOC_FIEMAP: libc::c_ulong = 0xC020_660B;
@@ -105,19 +105,28 @@ pub(crate) fn open_file_limit() -> u64 {
 }
 
 /// Open-file-description lock over a whole file. `Ok(false)`: somebody else holds it.
-pub(crate) fn ofd_lock(fd: &impl AsFd, exclusive: bool) -> Result<bool> {
-    let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
-    let mut lock = whole_file(kind);
-    // SAFETY: F_OFD_SETLK takes a `struct flock` with l_pid 0.
-    match check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_OFD_SETLK, &raw mut lock) }) {
-        Ok(_) => Ok(true),
+pub(crate) fn ofd_lock(fd: &impl AsFd, mode: LockMode) -> Result<bool> {
+    let kind = match mode {
+        LockMode::Exclusive => libc::F_WRLCK,
+        LockMode::Shared => libc::F_RDLCK,
+    };
+    match set_ofd_lock(fd, kind) {
+        Ok(()) => Ok(true),
         Err(Errno::AGAIN | Errno::ACCESS) => Ok(false),
         Err(other) => Err(other),
     }
 }
 
-fn whole_file(kind: libc::c_int) -> libc::flock {
-    libc::flock { l_type: kind as _, l_whence: libc::SEEK_SET as _, l_start: 0, l_len: 0, l_pid: 0 }
+pub(crate) fn ofd_unlock(fd: &impl AsFd) -> Result<()> {
+    set_ofd_lock(fd, libc::F_UNLCK)
+}
+
+/// Of a whole file.
+fn set_ofd_lock(fd: &impl AsFd, kind: libc::c_int) -> Result<()> {
+    let (l_type, l_whence) = (kind as _, libc::SEEK_SET as _);
+    let mut lock = libc::flock { l_type, l_whence, l_start: 0, l_len: 0, l_pid: 0 };
+    // SAFETY: F_OFD_SETLK takes a `struct flock` with l_pid 0.
+    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_OFD_SETLK, &raw mut lock) }).map(drop)
 }
 
 /// One extent as `FS_IOC_FIEMAP` gives it (linux/fiemap.h).

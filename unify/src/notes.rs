@@ -1,6 +1,6 @@
 //! What happens to single files in a run: counted always, listed as far as a reader can use it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use kernel::Errno;
 
 /// How many single problems of one kind are kept for the report, and bytes of their paths; the rest are counted.
-const KEPT: u64 = 1000;
-const KEPT_BYTES: usize = 2 << 20;
+const KEPT: Share = Share { count: 1000, bytes: 2 << 20 };
+
+/// So many of each guest are kept whatever the others have: none hides another's.
+const KEPT_OF_EACH: Share = Share { count: 10, bytes: 4 << 10 };
 
 /// Why a file was left as it was, though policy lets us share it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -138,8 +140,28 @@ struct Noted {
 #[derive(Debug, Default)]
 struct Kind {
     count: u64,
-    /// Of the paths of this kind in [`Noted::first`].
+    /// Of this kind in [`Noted::first`].
+    kept: Share,
+    /// The same of each guest.
+    of_guest: HashMap<PathBuf, Share>,
+}
+
+/// Notes, and bytes of their paths.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    count: u64,
     bytes: usize,
+}
+
+impl Share {
+    fn is_below(self, limit: Self) -> bool {
+        self.count < limit.count && self.bytes < limit.bytes
+    }
+
+    fn add(&mut self, path: &Path) {
+        self.count += 1;
+        self.bytes += path.as_os_str().len();
+    }
 }
 
 impl Notes {
@@ -148,8 +170,13 @@ impl Notes {
         let mut noted = self.skipped.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let kind = noted.kinds.entry(why.name()).or_default();
         kind.count += 1;
-        if kind.count <= KEPT && kind.bytes < KEPT_BYTES {
-            kind.bytes += path.as_os_str().len();
+        if !kind.of_guest.contains_key(guest) {
+            kind.of_guest.insert(guest.to_path_buf(), Share::default());
+        }
+        let Some(of_guest) = kind.of_guest.get_mut(guest) else { return };
+        if kind.kept.is_below(KEPT) || of_guest.is_below(KEPT_OF_EACH) {
+            kind.kept.add(&path);
+            of_guest.add(&path);
             noted.first.push(Skipped { guest: guest.to_path_buf(), path, why });
         }
     }
@@ -223,13 +250,14 @@ mod tests {
     fn many_problems_of_one_kind_hide_no_other() {
         let notes = Notes::default();
         let long = PathBuf::from("d/".repeat(40_000));
-        for _ in 0..2 * KEPT {
+        for _ in 0..2 * KEPT.count {
             notes.skip(Path::new("loud"), long.clone(), Skip::OutOfReach);
         }
         notes.skip(Path::new("quiet"), "etc/file".into(), Skip::Failed(Errno::IO));
+        notes.skip(Path::new("quiet"), "etc/other".into(), Skip::OutOfReach);
         let (counts, listed) = notes.into_parts();
-        assert_eq!((counts["out-of-reach"], counts["failed"]), (2 * KEPT, 1));
-        let (loud, quiet): (Vec<_>, Vec<_>) = listed.iter().partition(|one| one.why == Skip::OutOfReach);
-        assert_eq!((loud.len(), quiet.len()), (KEPT_BYTES.div_ceil(80_000), 1));
+        assert_eq!((counts["out-of-reach"], counts["failed"]), (2 * KEPT.count + 1, 1));
+        let (loud, quiet): (Vec<_>, Vec<_>) = listed.iter().partition(|one| one.guest == Path::new("loud"));
+        assert_eq!((loud.len(), quiet.len()), (KEPT.bytes.div_ceil(80_000), 2));
     }
 }

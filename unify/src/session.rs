@@ -59,6 +59,8 @@ pub struct Report {
     pub corrupt: Vec<ObjectName>,
     /// Objects that could not be proven, sealed or put aside: a guest has them open for writing, or under a lease.
     pub unsealed: Vec<ObjectName>,
+    /// What an undo was to make private and has not, as far as is known: files, and directories that could not be read.
+    pub left_shared: u64,
     /// Files that were left as they were, counted by short name.
     pub skipped: BTreeMap<&'static str, u64>,
     /// The first of them.

@@ -8,6 +8,7 @@ mod host;
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -701,6 +702,46 @@ fn an_undo_by_run_leaves_later_runs_alone() {
     assert_eq!(host.world.differences(&before), [""; 0]);
     host.run(&["--undo", "--run", "2"]).expect(0);
     assert!(!host.world.shares("usr/bin/tool"));
+}
+
+/// Names that a guest has moved since are the run's still, unless a later run has shared them.
+#[test]
+fn an_undo_by_run_finds_what_guests_have_moved() {
+    let host = Host::new();
+    host.unify();
+    for guest in [host.guest(0), host.guest(1)] {
+        std::fs::rename(guest.join("usr/bin/tool"), guest.join("usr/moved")).unwrap();
+        std::fs::rename(guest.join("usr/bin/shell"), guest.join("usr/bin/other")).unwrap();
+    }
+    let own = "f usr/bin/shell 755 @1100000000 *21000:9\n";
+    (0..2).for_each(|guest| Manifest::parse(own).unwrap().write(host.guest(guest)).unwrap());
+    host.unify();
+    let before = host.world.snapshots();
+    let ran = host.run(&["--undo", "--run", "1", "--json"]);
+    ran.expect(0);
+    let shared = ["usr/moved", "usr/bin/other", "usr/bin/shell"].map(|name| host.world.shares(name));
+    assert_eq!(shared, [false, false, true], "{}", ran.out);
+    assert_eq!(host.world.ino(0, "usr/bin/sh"), host.world.ino(0, "usr/bin/other"));
+    assert_eq!(ran.json().last().unwrap()["skipped"], serde_json::json!({}));
+    host.refuses(&["--undo", "--run", "1"], 2, &["run 1 is undone already"]);
+    assert_eq!(host.world.differences(&before), [""; 0]);
+    host.run(&["--undo", "--run", "2"]).expect(0);
+    assert!(!host.world.shares("usr/bin/shell"));
+}
+
+/// Removed, and shared again by a later run under another name: that run's.
+#[test]
+fn an_undo_by_run_leaves_what_a_later_run_has_shared_under_another_name() {
+    let host = Host::new();
+    host.unify();
+    let (tool, again) = (host.guest(0).join("usr/bin/tool"), host.guest(0).join("usr/bin/again"));
+    assert!(std::process::Command::new("cp").arg("-a").args([&tool, &again]).status().unwrap().success());
+    std::fs::remove_file(&tool).unwrap();
+    host.unify();
+    assert_eq!(host.world.ino(0, "usr/bin/again"), host.world.ino(1, "usr/bin/tool"));
+    host.run(&["--undo", "--run", "1"]).expect(0);
+    assert_ne!(host.world.ino(0, "usr/bin/again"), host.world.ino(1, "usr/bin/tool"));
+    assert_eq!(again.metadata().unwrap().nlink(), 2, "it is still an object");
 }
 
 #[test]

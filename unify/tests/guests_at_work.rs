@@ -16,8 +16,9 @@ use common::{REAL, World, alone};
 use fixtures::faulty::{Call, Fault, Faulty, Op, Script, When};
 use fixtures::loopfs::{FsKind, Options};
 use fixtures::{LoopFs, Manifest, need, require_command};
-use kernel::{Dir, Errno, Protection as _, Real, Seal};
+use kernel::{At, Dir, Errno, Fs as _, Protection as _, Real, Seal};
 use serde_json::Value;
+use store::IdentityPolicy;
 use store::journal::RunEnd;
 use unify::Scope;
 
@@ -390,6 +391,47 @@ fn what_recovery_cannot_seal_is_told() {
     let writable =
         || names_in(&world.guests[0]).map(|path| std::fs::File::options().append(true).open(path).is_ok());
     assert_eq!(writable(), [false; 2]);
+}
+
+#[test]
+fn a_file_that_was_moved_gets_its_own_time_back() {
+    let _alone = alone();
+    let place = tempfile::tempdir().unwrap();
+    let mut world = world(place.path(), 2);
+    world.identity = IdentityPolicy::WithoutMtime;
+    let tool = |guest: usize, name: &str| world.guests[guest].join(name);
+    let times = [1_111_111_111, 1_222_222_222];
+    for (guest, time) in times.into_iter().enumerate() {
+        let file = std::fs::File::options().append(true).open(tool(guest, FILES[0])).unwrap();
+        file.set_modified(UNIX_EPOCH + Duration::from_secs(time)).unwrap();
+    }
+    world.unify(&REAL).unwrap();
+    assert!(world.shares(FILES[0]));
+    for guest in 0..2 {
+        std::fs::rename(tool(guest, FILES[0]), tool(guest, "usr/moved")).unwrap();
+    }
+    assert_eq!(world.undo(&REAL, &Scope::default()).unwrap().done.detached, 4);
+    assert_eq!([0, 1].map(|guest| mtime(&tool(guest, "usr/moved"))), times.map(|time| time as i64));
+}
+
+/// What lies below a directory that is too deep to be read may be shared still: said where it was asked for.
+#[test]
+fn an_undo_says_which_of_its_scope_it_could_not_see() {
+    let _alone = alone();
+    let place = tempfile::tempdir().unwrap();
+    let world = world(place.path(), 2);
+    world.unify(&REAL).unwrap();
+    let mut deep = Dir::open_host(&world.guests[0].join("usr/lib")).unwrap();
+    for _ in 0..600 {
+        Real.make_dir(At::new(&deep, b"d"), 0o755).unwrap();
+        deep = deep.open_dir(b"d").unwrap();
+    }
+    let below = |name: &str| Scope { paths: vec![world.guests[0].join(name)], ..Scope::default() };
+    let left = |scope: Scope| world.undo(&REAL, &scope).unwrap().left_shared;
+    assert_eq!([left(below("usr/bin")), left(below("usr/lib/d")), left(below("usr/lib/file"))], [0, 1, 0]);
+    assert_eq!(left(Scope { run: Some(1), ..Scope::default() }), 1);
+    let (_, journal) = world.open(&REAL).unwrap();
+    assert_eq!(journal.runs().unwrap()[0].undone_by, None, "something may be left of it");
 }
 
 /// Encrypts an empty directory with a key of its own, runs the command that is given, and takes the key away.

@@ -45,7 +45,7 @@ impl Builder {
             names: 0,
             paths: 0,
             copies: 0,
-            // A private copy takes two: its own, and the lease on the object.
+            // A private copy takes three at most: its own, the lease on the object, and what keeps its seal off.
             max_names: BATCH_NAMES.min(files / 4) as usize,
             max_dirs: BATCH_DIRS.min(files / 8) as usize,
         }

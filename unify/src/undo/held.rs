@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use kernel::{EntryBuffer, Errno, Kind};
 use store::census;
 
-use super::Object;
+use super::{Object, Scope};
 use crate::descend::{Below, Here, MAX_DIR_NAMES, Search, Trail, descend};
-use crate::notes::Skip;
+use crate::notes::{Count, Skip};
 use crate::session::Session;
 use crate::walk::to_path;
 
@@ -124,6 +125,14 @@ impl Held {
         &self.by_inode[first as usize..][..count as usize]
     }
 
+    /// The names of one inode in one guest.
+    pub(super) fn names_in(&self, guest: u32, ino: u64) -> &[u32] {
+        let key = |row: &u32| (self.ino(*row), self.place(*row).0.guest);
+        let first = self.by_inode.partition_point(|row| key(row) < (ino, guest));
+        let names = &self.by_inode[first..];
+        &names[..names.partition_point(|row| key(row) == (ino, guest))]
+    }
+
     /// Every inode: what each guest has of it stays one inode. Positions are those of [`Held::names`].
     pub(super) fn inodes(&self) -> impl Iterator<Item = (u64, Vec<(u32, u32)>)> {
         let mut next = 0;
@@ -140,19 +149,23 @@ impl Held {
 }
 
 impl Session<'_> {
-    /// Every name in the guests whose inode is an object.
-    pub(super) fn held_by_guests(&self, objects: &HashMap<u64, Object>) -> Held {
+    /// Every name in the guests whose inode is an object; and how many directories that may have some of the scope could
+    /// not be read.
+    pub(super) fn held_by_guests(&self, objects: &HashMap<u64, Object>, scope: &Scope) -> (Held, u64) {
         self.around.observer.phase("walking", 0);
-        let search = HeldSearch { session: self, objects, found: Mutex::default() };
+        let (found, missed) = (Mutex::default(), Count::default());
+        let search = HeldSearch { session: self, objects, scope, found, missed };
         descend(self.around, &self.guests, 0..self.guests.len() as u32, &search);
-        Held::new(search.found.into_inner().unwrap_or_else(PoisonError::into_inner))
+        (Held::new(search.found.into_inner().unwrap_or_else(PoisonError::into_inner)), search.missed.get())
     }
 }
 
 struct HeldSearch<'h, 's> {
     session: &'h Session<'s>,
     objects: &'h HashMap<u64, Object>,
+    scope: &'h Scope,
     found: Mutex<Vec<Found>>,
+    missed: Count,
 }
 
 impl Search for HeldSearch<'_, '_> {
@@ -183,7 +196,12 @@ impl Search for HeldSearch<'_, '_> {
     }
 
     fn miss(&self, guest: u32, path: &[u8], errno: Errno) {
-        let key = &self.session.guests[guest as usize].key;
-        self.session.notes.skip(key, to_path(path), Skip::from_errno(errno));
+        let (guest, why) = (&self.session.guests[guest as usize], Skip::from_errno(errno));
+        let whole = guest.path.join(to_path(path));
+        let may_have = |wanted: &PathBuf| whole.starts_with(wanted) || wanted.starts_with(&whole);
+        if self.scope.paths.is_empty() || self.scope.paths.iter().any(may_have) {
+            self.missed.add(u64::from(why != Skip::Vanished));
+            self.session.notes.skip(&guest.key, to_path(path), why);
+        }
     }
 }

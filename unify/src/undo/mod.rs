@@ -21,7 +21,7 @@ use crate::session::{Report, Run, Session};
 use crate::walk::{join, to_path};
 use crate::{Error, Result};
 use held::Held;
-use shared::{Mention, Shared};
+use shared::{Mention, Past, Shared};
 
 /// What is to be made private. Everything that is given narrows it down.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +56,8 @@ struct Planned {
     parts: Vec<Part>,
     /// It takes back all that the run of the scope has shared.
     whole: bool,
+    /// What is in the scope and stays shared, or may: files, and directories that could not be read.
+    left: u64,
 }
 
 /// The guests in which a run has shared files, by their paths relative to the store's base.
@@ -84,7 +86,7 @@ impl Session<'_> {
         if self.around.stopping() {
             return Err(Error::Interrupted);
         }
-        let mut report = Report { planned: planned.size(), ..Report::default() };
+        let mut report = Report { planned: planned.size(), left_shared: planned.left, ..Report::default() };
         for (_, moves) in &planned.parts {
             planned.batches(&self.guests, moves).for_each(|batch| show(&batch));
         }
@@ -95,7 +97,8 @@ impl Session<'_> {
     /// Makes shared files of the guests private again.
     pub fn undo(self, store: &Store, journal: &mut Journal, scope: &Scope, command: &str) -> Result<Report> {
         let planned = self.plan_undo(store, Some(journal), scope)?;
-        let mut report = Report { end: Some(RunEnd::Complete), planned: planned.size(), ..Report::default() };
+        let (end, left_shared) = (Some(RunEnd::Complete), planned.left);
+        let mut report = Report { end, planned: planned.size(), left_shared, ..Report::default() };
         let parts = planned.parts.len();
         for (at, (seal, moves)) in planned.parts.iter().enumerate() {
             if report.end == Some(RunEnd::Interrupted) {
@@ -112,6 +115,7 @@ impl Session<'_> {
                 report.end = report.end.filter(|end| *end == RunEnd::Interrupted).or(before.0);
             }
         }
+        report.left_shared += report.done.not_done;
         report.fill_skipped(self.notes);
         Ok(report)
     }
@@ -131,19 +135,23 @@ impl Session<'_> {
             objects.insert(ino, Object { name, size: 0 });
         };
         store.for_each_object(&mut add, drop)?;
-        let held = self.held_by_guests(&objects);
+        let (held, mut left) = self.held_by_guests(&objects, scope);
         if self.around.stopping() {
             return Err(Error::Interrupted);
         }
         let relaxed = store.format().identity == store::IdentityPolicy::WithoutMtime;
-        let mut all_gone = true;
+        let mut all_in_scope = true;
         let gone = |name: Mention<'_>| {
-            let is_in_scope = self.is_in_scope(scope, name.guest, || name.dir.to_vec(), name.name);
-            all_gone &= is_in_scope & self.note_gone(name, &objects);
+            if self.is_in_scope(scope, name.guest, || name.dir.to_vec(), name.name) {
+                left += u64::from(!self.note_gone(name, &objects));
+            } else {
+                all_in_scope = false;
+            }
         };
+        let past = |journal| Past { store, journal, guests: &self.guests, objects: &objects, held: &held };
         let shared = match (scope.run, journal) {
-            (Some(run), Some(journal)) => self.shared_by_run(journal, run, &held, gone)?,
-            (None, Some(journal)) if relaxed => self.times_taken(journal, &held)?,
+            (Some(run), Some(journal)) => past(journal).shared_by(run, gone)?,
+            (None, Some(journal)) if relaxed => past(journal).times_taken()?,
             _ => Shared::default(),
         };
         let is_in_scope = |row: &u32| {
@@ -152,16 +160,17 @@ impl Session<'_> {
         };
         // All names of an inode or none: a guest's own hard links stay what they are.
         let is_wanted = |names: &[u32]| names.iter().any(|row| shared.has(*row) && is_in_scope(row));
-        let (mut parts, all_within_reach) = self.moves(store, &mut objects, &held, is_wanted)?;
+        let (mut parts, out_of_reach) = self.moves(store, &mut objects, &held, is_wanted)?;
+        left += out_of_reach;
         let whole = shared.whole
-            && all_gone
-            && all_within_reach
+            && all_in_scope
+            && left == 0
             && (0..held.len() as u32).filter(|row| shared.has(*row)).all(|row| is_in_scope(&row));
         if parts.is_empty() && whole && scope.run.is_some() {
             // The guests have replaced all that the run had shared: that it is undone is all there is to do.
             parts.push((Seal::None, Vec::new()));
         }
-        Ok(Planned { objects, held, shared, parts, whole })
+        Ok(Planned { objects, held, shared, parts, whole, left })
     }
 
     fn is_in_scope(&self, scope: &Scope, guest: u32, dir: impl FnOnce() -> Vec<u8>, name: &[u8]) -> bool {
@@ -190,22 +199,22 @@ impl Session<'_> {
         is_gone
     }
 
-    /// What is to be copied, and whether that is all that is wanted: what is left is noted. What is in one directory stands
-    /// side by side, as its time is restored once for all.
+    /// What is to be copied, and how many files are wanted and left: those are noted. What is in one directory stands side
+    /// by side, as its time is restored once for all.
     fn moves(
         &self,
         store: &Store,
         objects: &mut HashMap<u64, Object>,
         held: &Held,
         is_wanted: impl Fn(&[u32]) -> bool,
-    ) -> Result<(Vec<Part>, bool)> {
-        let (mut free, mut locked, mut all) = (Vec::new(), Vec::new(), true);
+    ) -> Result<(Vec<Part>, u64)> {
+        let (mut free, mut locked, mut left) = (Vec::new(), Vec::new(), 0);
         let mut leave = |(first, count): (u32, u32), why| {
             let row = held.names(first, count)[0];
             let (place, _) = held.place(row);
             let path = to_path(&join(&place.path(), held.name(row)));
             self.notes.skip(&self.guests[place.guest as usize].key, path, why);
-            all = false;
+            left += 1;
             false
         };
         for (ino, mut guests) in held.inodes() {
@@ -235,7 +244,7 @@ impl Session<'_> {
         for (_, moves) in &mut parts {
             moves.sort_unstable_by_key(|step| held.names(step.first, 1)[0]);
         }
-        Ok((parts, all))
+        Ok((parts, left))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Telling what is planned, what was done, and what was left alone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -88,11 +88,19 @@ impl Setting<'_> {
                     .cure("keep guests on btrfs, or on xfs made with reflink=1"),
             );
         }
+        if report.left_shared > 0 {
+            let left = Many(report.left_shared, "file or directory", "files or directories");
+            self.out.warn(
+                &Problem::new(format!("left shared: {left}"))
+                    .at(self.located.path())
+                    .cure("--verbose names them; stop the guests that have them open, and run this again"),
+            );
+        }
         let summary = Summary::new(self, report, seal);
         self.out.summary(&summary, || summary.text(report, self.args));
         match report.end {
             Some(RunEnd::Interrupted) => Exit::Interrupted,
-            _ if report.has_failures() || self.args.undo && is_left_shared(report) => Exit::Partly,
+            _ if report.has_failures() || report.left_shared > 0 => Exit::Partly,
             _ => Exit::Done,
         }
     }
@@ -102,12 +110,15 @@ impl Setting<'_> {
         self.out.event("explanation", &explained(answer), text);
     }
 
-    /// Of many that failed in the same way, as all do for want of a privilege, the first speak for the rest.
+    /// Of many that failed in the same way, as all do for want of a privilege, the first speak for the rest, and the first
+    /// of each guest.
     fn tell_all_skipped(&self, report: &Report) {
         let mut told: HashMap<Skip, u64> = HashMap::new();
+        let mut guests = HashSet::new();
         for skipped in &report.skipped_files {
             let count = told.entry(skipped.why).or_default();
-            if !skipped.why.is_failure() || *count < ALIKE || self.args.common.json {
+            let is_first = guests.insert((skipped.why, &skipped.guest));
+            if !skipped.why.is_failure() || is_first || *count < ALIKE || self.args.common.json {
                 *count += 1;
                 self.tell_skipped(skipped);
             } else {
@@ -144,11 +155,6 @@ impl Setting<'_> {
         let event = SkippedEvent { path: PathText::new(&path), reason: skipped.why.name() };
         self.out.detail("skipped", &event, || format!("left alone: {}: {}", event.path, skipped.why));
     }
-}
-
-/// Whether an undo has left something as it was that it was to make private.
-fn is_left_shared(report: &Report) -> bool {
-    [Skip::Busy, Skip::Changed, Skip::OutOfReach].iter().any(|why| report.skipped.contains_key(why.name()))
 }
 
 #[derive(Serialize)]
@@ -213,6 +219,7 @@ struct Summary<'a> {
     detached: u64,
     removed: u64,
     not_done: u64,
+    left_shared: u64,
     bytes_freed: u64,
     bytes_taken: u64,
     objects: u64,
@@ -250,6 +257,7 @@ impl<'a> Summary<'a> {
             detached: report.done.detached,
             removed: report.done.removed,
             not_done: report.done.not_done,
+            left_shared: report.left_shared,
             bytes_freed: report.done.freed,
             bytes_taken: report.done.taken,
             objects: report.objects,
