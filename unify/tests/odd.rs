@@ -170,17 +170,23 @@ fn a_long_path_of_very_many_directories_is_kept_once() {
     if let Ok(base) = std::env::var("LONG_IN") {
         let base = PathBuf::from(base);
         let world = World::around(base.clone(), vec![base.join("g0"), base.join("g1")]);
-        let report = world.unify(&REAL).unwrap();
-        assert_eq!((report.done.linked, report.has_failures()), (u64::from(DIRS), false), "{report:?}");
-        // What one guest has no more is told, and is nowhere kept either.
-        std::fs::rename(base.join("g1/usr"), base.join("g1/elsewhere")).unwrap();
-        let scope = Scope { run: report.run, paths: vec![] };
-        for (scope, removed, vanished) in
-            [(&scope, 0, u64::from(DIRS)), (&Scope::default(), u64::from(DIRS), 0)]
-        {
-            let undone = world.undo(&REAL, scope).unwrap();
+        // What one guest has moved is found; what it has no more is told, and is nowhere kept either.
+        let all = u64::from(DIRS);
+        let top = |usr: &Path| std::fs::read_dir(usr).unwrap().next().unwrap().unwrap().path();
+        for is_moved in [true, false] {
+            let report = world.unify(&REAL).unwrap();
+            assert_eq!((report.done.linked, report.has_failures()), (all, false), "{report:?}");
+            let usr = base.join("g1/usr");
+            let expected = if is_moved {
+                std::fs::rename(top(&usr), usr.join("elsewhere")).unwrap();
+                (2 * all, all, 0)
+            } else {
+                std::fs::remove_dir_all(top(&usr)).unwrap();
+                (all, all, all)
+            };
+            let undone = world.undo(&REAL, &Scope { run: report.run, paths: vec![] }).unwrap();
             let done = (undone.done.detached, undone.done.removed, skipped(&undone, "vanished"));
-            assert_eq!(done, (u64::from(DIRS), removed, vanished), "{undone:?}");
+            assert_eq!(done, expected, "{undone:?}");
             assert!(!undone.has_failures(), "{undone:?}");
         }
         return print_peak();
