@@ -60,7 +60,7 @@ pub(super) struct Task<'a> {
     pub(super) command: &'a str,
 }
 
-/// Whether guests are to get a good object for it. One that is still in its slot is not held by its name alone.
+/// Whether guests are to get a good object for it. One that could not be put aside has its slot still, and its seal.
 fn is_wanted(one: &Corrupt) -> bool {
     !one.names.is_empty() && one.aside.is_some()
 }
